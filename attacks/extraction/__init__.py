@@ -1,0 +1,1 @@
+"""Extraction: copies of a served model."""

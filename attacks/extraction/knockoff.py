@@ -1,0 +1,45 @@
+"""A copy trained on answers to natural inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from secure_ml.access import BlackBox
+from secure_ml.batch import Batch
+from secure_ml.errors import require
+from secure_ml.families.extraction import Extraction, Train
+from secure_ml.outputs import Reveal
+from secure_ml.scores import Predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knockoff(Extraction):
+    """Random queries from a pool, then imitation: Knockoff Nets (Orekondy et al. 2019, https://arxiv.org/abs/1812.02766).
+
+    Asks about ``queries`` inputs ``(queries, *shape)`` drawn from the adversary's pool without replacement (all of
+    it, if it is smaller) and trains a surrogate on the answers through the shared loop. Raises `UsageError` for a
+    budget below 1.
+
+    Differs from the paper: the random strategy only, and the victim's own architecture and recipe.
+    """
+
+    queries: int = 300
+    """The budget."""
+    reveal: Reveal = "probabilities"
+    """How much of each answer the adversary sees."""
+
+    def __post_init__(self) -> None:
+        require(self.queries >= 1, f"Knockoff needs a budget of at least 1 query; given {self.queries}")
+
+    def steal(self, access: BlackBox, pool: Batch, train: Train, rng: torch.Generator) -> Predict:
+        """The surrogate's predictor."""
+        chosen = torch.randperm(len(pool), generator=rng)[: self.queries]
+        inputs = pool.take(chosen).inputs
+        return train(inputs, access(inputs))
+
+    @classmethod
+    def tiny(cls) -> Knockoff:
+        """Eight queries."""
+        return cls(queries=8)

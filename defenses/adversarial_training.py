@@ -1,0 +1,81 @@
+"""Training on the inputs that an adversary would send."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from torch import nn
+
+from attacks.evasion.pgd import PGD
+from attacks.evasion.token_swap import TokenSwap
+from secure_ml.access import WhiteBox
+from secure_ml.batch import Batch
+from secure_ml.defense import Defense
+from secure_ml.errors import NotApplicable, require
+from secure_ml.families.evasion import Evasion, attack_batch
+from secure_ml.surfaces import Box, Surface, Tokens
+from secure_ml.task import Task
+from secure_ml.threats import Threat
+from secure_ml.training import Plan
+
+DEFAULTS: dict[type[Surface], Evasion] = {Box: PGD(steps=7), Tokens: TokenSwap(candidates=1)}
+"""What is trained against on each kind of surface, unless an attack is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialTraining(Defense):
+    """Every training batch is attacked before the update (Madry et al. 2018, https://arxiv.org/abs/1706.06083).
+
+    Covers: evasion within the radius trained for (in the unit of the task's threat), as far as the attack used in
+    training finds the worst inputs ``(B, *shape)``; measured, never guaranteed. Does not cover: other norms, larger
+    radii, privacy or extraction. Radius 0 is plain training. Raises `NotApplicable` for a task without a threat or
+    with inputs that the attack cannot change, `UsageError` for a negative radius.
+    """
+
+    radius: float | None = None
+    """The task's own radius unless given."""
+    attack: Evasion | None = None
+    """PGD with 7 steps for boxes, one-candidate token swaps for text, unless given."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.radius is None or self.radius >= 0, f"adversarial training needs a radius >= 0; given {self.radius}"
+        )
+
+    def check(self, task: Task) -> None:
+        """Raise `NotApplicable` where there is no threat to train against, or no attack for it."""
+        if task.threat is None:
+            raise NotApplicable(f"{task.name} declares no threat to train against")
+        self._attack(task).check(task, task.threat)
+
+    def prepare(self, plan: Plan) -> Plan:
+        """The plan with every batch attacked after its augmentation."""
+        task, threat = plan.task, self._threat(plan.task)
+        attack = self._attack(task)
+
+        def craft(module: nn.Module, batch: Batch) -> Batch:
+            batch = plan.transform(module, batch)
+            return attack_batch(attack, WhiteBox(task, module), batch, threat, plan.rng)
+
+        return replace(plan, transform=craft)
+
+    @classmethod
+    def neutral(cls) -> AdversarialTraining:
+        """Radius 0."""
+        return cls(radius=0)
+
+    def _threat(self, task: Task) -> Threat:
+        assert task.threat is not None
+        if self.radius is None:
+            return task.threat
+        radius = int(self.radius) if self.radius == int(self.radius) else self.radius
+        return cast("Threat", replace(cast("Any", task.threat), radius=radius))
+
+    def _attack(self, task: Task) -> Evasion:
+        assert task.threat is not None
+        if self.attack is not None:
+            return self.attack
+        if task.threat.surface not in DEFAULTS:
+            raise NotApplicable(f"no attack is known for {task.threat.surface.__name__}: give AdversarialTraining one")
+        return DEFAULTS[task.threat.surface]

@@ -1,0 +1,243 @@
+"""Differentially private training through Opacus."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from secure_ml.defense import Defense
+from secure_ml.errors import UsageError, require
+from secure_ml.randomness import generator
+from secure_ml.training import Loader, Plan
+from secure_ml.victim import Claim, Victim
+
+if TYPE_CHECKING:
+    from opacus import GradSampleModule
+    from opacus.accountants import IAccountant
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPSGD(Defense):
+    """Clipped per-example gradients plus Gaussian noise, DP-SGD (Abadi et al. 2016, https://arxiv.org/abs/1607.00133).
+
+    Opacus clips the gradient of each example's whole loss (however often that calls the module on ``(B, *shape)``
+    inputs) to length ``clip``, draws batches by Poisson sampling and accounts by PRV (Gopi et al. 2021,
+    https://arxiv.org/abs/2106.02848). Steps, sampling rate and noise of the claim are those of the run.
+
+    Covers: what the weights, all of them and at every step, reveal about any one example (add/remove-one).
+    Does not cover: examples in the validation split, hyperparameters chosen by looking at the data, floating-point
+    attacks on the noise, which is seeded and meant for research. Early stopping is switched off.
+    Without noise, or without a finite clip, there is no claim.
+
+    Raises `UsageError` for a budget out of range or out of reach, a delta of at least 1/n, and modules whose
+    layers mix examples (BatchNorm).
+    """
+
+    epsilon: float = 3.0
+    """The budget, spent exactly over the whole training; ignored where ``noise`` is given."""
+    delta: float = 1e-5
+    """Chance that the guarantee fails; below 1/n."""
+    clip: float = 1.0
+    """Length to which the gradient of each example's loss is clipped."""
+    noise: float | None = None
+    """Standard deviation of the noise over ``clip``, instead of a budget."""
+    batch_size: int | None = None
+    """Expected size of a Poisson batch; four times the recipe's unless given, since noise is paid once a step."""
+    epochs: int | None = None
+    """The recipe's unless given."""
+    learning_rate: float | None = None
+    """The recipe's unless given."""
+
+    def __post_init__(self) -> None:
+        require(self.epsilon > 0, f"DP-SGD needs an epsilon above 0; given {self.epsilon}")
+        require(0 < self.delta < 1, f"DP-SGD needs a delta between 0 and 1; given {self.delta}")
+        require(self.clip > 0, f"DP-SGD needs a clip above 0; given {self.clip}")
+        require(self.noise is None or self.noise >= 0, f"DP-SGD needs a noise of at least 0; given {self.noise}")
+        require(self.epochs is None or self.epochs >= 1, f"DP-SGD needs at least 1 epoch; given {self.epochs}")
+        require(
+            self.batch_size is None or self.batch_size >= 1,
+            f"DP-SGD needs a batch size of at least 1; given {self.batch_size}",
+        )
+        require(
+            self.learning_rate is None or self.learning_rate > 0,
+            f"DP-SGD needs a learning rate above 0; given {self.learning_rate}",
+        )
+
+    def prepare(self, plan: Plan) -> Plan:
+        """The plan with Opacus's module and optimizer, and Poisson batches."""
+        from opacus import GradSampleModule
+        from opacus.accountants import PRVAccountant
+        from opacus.optimizers import DPOptimizer
+
+        n = len(plan.loader.data)
+        require(
+            self.delta < 1 / n,
+            f"delta {self.delta} is not below 1/n = {1 / n:.2g}: a mechanism that publishes one of the {n} "
+            f"examples would pass; use {10 ** -math.ceil(math.log10(n) + 1):.0e}",
+        )
+        _refuse_mixing(plan)
+        size = min(self.batch_size or 4 * plan.task.recipe.batch_size, n)
+        steps, epochs = math.ceil(n / size), self.epochs or plan.epochs
+        noise = self.noise
+        if noise is None:
+            noise = noise_for(self.epsilon, self.delta, size / n, steps * epochs)
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        module = GradSampleModule(plan.module, loss_reduction="mean")
+        optimizer = DPOptimizer(
+            plan.optimizer,
+            noise_multiplier=noise,
+            max_grad_norm=self.clip,
+            expected_batch_size=size,
+            generator=generator(plan.seed, "dp-noise", device=plan.device),
+        )
+        accountant = PRVAccountant()
+        optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(sample_rate=size / n))
+        if self.learning_rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate
+        sampler = Poisson(n, size / n, steps, generator(plan.seed, "poisson"))
+        return replace(
+            plan,
+            module=cast("nn.Module", module),
+            optimizer=cast("torch.optim.Optimizer", optimizer),
+            loader=Loader(plan.loader.data, sampler, steps),
+            epochs=epochs,
+            patience=None,
+            crafting=without_hooks,
+            finish=(*plan.finish, partial(self._finish, accountant)),
+        )
+
+    @classmethod
+    def tiny(cls) -> DPSGD:
+        """One epoch, with its noise given so that none has to be searched for."""
+        return cls(noise=1.0, epochs=1)
+
+    @classmethod
+    def neutral(cls) -> DPSGD:
+        """No noise, and a clip that no gradient reaches."""
+        return cls(noise=0.0, clip=1e20)
+
+    def _finish(self, accountant: IAccountant, victim: Victim) -> Victim:
+        """The victim with its plain module back, and the claim that the accountant's own history supports."""
+        module = cast("GradSampleModule", victim.module).to_standard_module()
+        for parameter in module.parameters():
+            for name in ("grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample"):
+                vars(parameter).pop(name, None)
+            parameter.grad = None
+        victim = replace(victim, module=module)
+        ((noise, rate, steps),) = accountant.history
+        if noise == 0 or self.clip >= 1e20:
+            return victim
+        return replace(victim, claims=(*victim.claims, self._claim(accountant, victim, noise, rate, steps)))
+
+    def _claim(self, accountant: IAccountant, victim: Victim, noise: float, rate: float, steps: int) -> Claim:
+        epsilon = epsilon_of(accountant, self.delta)
+        unit = victim.task.unit
+        return Claim(
+            kind="differential privacy",
+            short=f"({epsilon:.2f}, {self.delta:g})-DP",
+            statement=(
+                f"({epsilon:.4g}, {self.delta:g})-differential privacy of the training {unit}s: add/remove-one, "
+                f"Poisson sampling at rate {rate:.4g}, {steps} steps, noise {noise:.4g}, clip {self.clip:g}, PRV "
+                "accountant's upper bound; seeded noise, for research"
+            ),
+            values={
+                "epsilon": epsilon,
+                "delta": self.delta,
+                "unit": unit,
+                "relation": "add/remove-one",
+                "sampling": "Poisson",
+                "accountant": "PRV",
+                "steps": steps,
+                "q": rate,
+                "sigma": noise,
+                "clip": self.clip,
+            },
+        )
+
+
+class Poisson:
+    """Batches into which every example goes independently at one rate; some are empty. Opacus draws them."""
+
+    def __init__(self, n: int, rate: float, steps: int, rng: torch.Generator) -> None:
+        from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+
+        self.draw = UniformWithReplacementSampler(num_samples=n, sample_rate=rate, generator=rng, steps=steps)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for chosen in self.draw:
+            yield torch.tensor(chosen, dtype=torch.long)
+
+
+@cache
+def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
+    """The least noise multiplier whose PRV upper bound stays within the budget, to 0.1 % of epsilon."""
+    from opacus.accountants.utils import get_noise_multiplier
+
+    try:
+        with _quiet_orders():
+            noise = get_noise_multiplier(
+                target_epsilon=epsilon,
+                target_delta=delta,
+                sample_rate=rate,
+                steps=steps,
+                accountant="prv",
+                epsilon_tolerance=epsilon * 1e-3,
+            )
+    except ValueError:
+        raise UsageError(
+            f"epsilon {epsilon:g} at delta {delta:g} is out of reach in {steps} steps at sampling rate {rate:.3g}: "
+            "allow more, train for fewer epochs, or use smaller batches"
+        ) from None
+    return float(noise)
+
+
+def epsilon_of(accountant: IAccountant, delta: float) -> float:
+    """The accountant's upper bound on epsilon for everything in its history."""
+    with _quiet_orders():
+        return float(accountant.get_epsilon(delta))
+
+
+@contextmanager
+def _quiet_orders() -> Iterator[None]:
+    """PRV brackets epsilon by RDP first, whose advice to try more orders does not concern the result."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Optimal order is the")
+        warnings.filterwarnings("ignore", message="divide by zero", category=RuntimeWarning)  # at sampling rate 1
+        yield
+
+
+@contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """Inside it, running the module leaves no trace on Opacus's per-example gradients."""
+    wrapped = cast("GradSampleModule", module)
+    wrapped.disable_hooks()
+    try:
+        yield
+    finally:
+        wrapped.enable_hooks()
+
+
+def _refuse_mixing(plan: Plan) -> None:
+    """Raise `UsageError` for layers that Opacus cannot train with a guarantee."""
+    from opacus.validators import ModuleValidator
+
+    errors: list[Any] = ModuleValidator.validate(plan.module, strict=False)
+    if errors:
+        layers = ", ".join(sorted({type(layer).__name__ for layer in plan.module.modules() if _mixes(layer)}))
+        raise UsageError(
+            f"{plan.task}: DP-SGD cannot train {layers or 'this module'}: {str(errors[0]).split('.')[0]}; "
+            "use GroupNorm, or no normalisation"
+        )
+
+
+def _mixes(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm)

@@ -1,0 +1,50 @@
+"""Answers without confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from secure_ml.batch import Tree
+from secure_ml.defense import Defense
+from secure_ml.errors import NotApplicable
+from secure_ml.outputs import Classes, Output
+from secure_ml.task import Task
+from secure_ml.victim import Served, Victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOnly(Defense):
+    """Serves the predicted class and nothing else (Shokri et al. 2017, https://arxiv.org/abs/1610.05820, section VIII).
+
+    Covers: attacks that read confidence values. Does not cover: the weights, which are the bare model's; attacks
+    that need labels only (the gap attack, extraction by labels, decision-based evasion). The class of an answer to
+    ``(B, *shape)`` inputs is written as nearly certain logits, so that every score and loss still applies. Raises
+    `NotApplicable` for models that do not answer with classes.
+    """
+
+    def check(self, task: Task) -> None:
+        """Raise `NotApplicable` unless the task answers with classes."""
+        if not isinstance(task.output, Classes):
+            raise NotApplicable(f"LabelOnly serves classes; {task.name} answers {type(task.output).__name__}")
+
+    def serve(self, victim: Victim) -> Victim:
+        """The victim answering with labels."""
+        return replace(victim, served=Labels(victim.served, victim.task.output))
+
+
+class Labels(Served):
+    """The class of another predictor's answers."""
+
+    def __init__(self, inner: Served, output: Output) -> None:
+        self.inner, self.output = inner, output
+
+    def __call__(self, inputs: Tree) -> Tensor:
+        """Nearly certain logits of the class."""
+        return self.output.reveal(self.inner(inputs), "label")
+
+    def usage(self) -> Mapping[str, int]:
+        """What the inner predictor has used."""
+        return self.inner.usage()

@@ -1,0 +1,69 @@
+"""Train one task under one stack of defenses, print its card, and keep the model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+
+from experiments._catalog import parse, set_data_directory
+from secure_ml.report import card, with_usage
+from secure_ml.rows import table
+from secure_ml.training import Observer, Step, fit
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Train one task under one stack of defenses, print its card, and keep the model (safetensors and JSON)."""
+
+    task: tyro.conf.Positional[str]
+    """The task: digits_cnn, or digits_cnn(width=8)."""
+    defense: str = "none"
+    """The stack: none, dp_sgd, dp_sgd(epsilon=1), adversarial_training+dp_sgd."""
+    seed: int = 0
+    """Of the split, the weights, the order of the batches and the noise."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    out: Path | None = None
+    """Folder for the model; runs/fit/TASK unless given."""
+    data_dir: Path | None = None
+    """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, print, keep."""
+    options, catalog = parse(Fit, argv, "secure-ml fit")
+    set_data_directory(options.data_dir)
+    task, stack = catalog.task(options.task), catalog.stack(options.defense)
+    folder = options.out or Path("runs") / "fit" / task.name
+    with Progress(console=Console(stderr=True), transient=not sys.stderr.isatty()) as progress:
+        observers = (_watch(progress),)
+        victim = fit(task, stack, seed=options.seed, device=options.device, observers=observers)
+    victim.save(folder)
+    result = with_usage(victim, card(victim))
+    print(table([*result.rows, *result.usage]))
+    for claim in victim.claims:
+        print(f"claim: {claim.statement}")
+    print(f"kept in {folder}")
+    return 0
+
+
+def _watch(progress: Progress) -> Observer:
+    bar = progress.add_task("training", total=None)
+
+    def observe(step: Step) -> None:
+        steps = step.plan.loader.steps
+        progress.update(
+            bar,
+            total=step.plan.epochs * steps,
+            completed=step.epoch * steps + step.index + 1,
+            description=f"epoch {step.epoch + 1}/{step.plan.epochs}",
+        )
+
+    return observe

@@ -1,0 +1,87 @@
+"""What there is: tasks, attacks and defenses, each with its options."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from experiments._catalog import attacks, defenses
+from secure_ml.discovery import task_builders
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class List:
+    """What there is: tasks, attacks and defenses, each with its one-line description and its options."""
+
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the catalogue."""
+    options = tyro.cli(List, args=list(argv), prog="secure-ml list")
+    known = catalogue()
+    if options.json:
+        print(json.dumps(known, indent=2))
+        return 0
+    for kind, entries in known.items():
+        print(f"{kind}:")
+        for entry in entries:
+            print(f"  {entry['name']:<22} {entry['description']}")
+            for option in entry["options"]:
+                words = f"{option['name']} = {option['default']}"
+                print(f"      {words:<30} {option['description']}")
+    return 0
+
+
+def catalogue() -> dict[str, list[Entry]]:
+    """Everything that can be named on the command line."""
+    return {
+        "tasks": [_task_entry(name, build) for name, build in task_builders().items()],
+        "attacks": [{**_entry(name, cls), "family": cls.family} for name, cls in attacks().items()],
+        "defenses": [_entry(name, cls) for name, cls in defenses().items()],
+    }
+
+
+def _entry(name: str, cls: type[Any]) -> Entry:
+    texts = field_texts(cls)
+    options = [
+        {"name": f.name, "type": str(f.type), "default": repr(f.default), "description": texts.get(f.name, "")}
+        for f in dataclasses.fields(cls)
+    ]
+    return {"name": name, "class": cls.__name__, "description": _first_line(cls), "options": options}
+
+
+def _task_entry(name: str, build: Callable[..., object]) -> Entry:
+    _, _, section = (inspect.getdoc(build) or "").partition("Args:\n")
+    texts = dict(line.strip().split(": ", 1) for line in section.splitlines() if ": " in line)
+    options = [
+        {"name": p.name, "type": str(p.annotation), "default": repr(p.default), "description": texts.get(p.name, "")}
+        for p in inspect.signature(build).parameters.values()
+    ]
+    return {"name": name, "description": _first_line(build), "options": options}
+
+
+def field_texts(cls: type[Any]) -> dict[str, str]:
+    """The docstrings that stand under the fields of a class."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    texts = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            texts[field.target.id] = str(ast.literal_eval(text.value))
+    return texts
+
+
+def _first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]

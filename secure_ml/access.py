@@ -1,0 +1,113 @@
+"""What an adversary holds. Limits are enforced here, not by an attack's good manners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from secure_ml.batch import Batch, Tree, leaves
+from secure_ml.errors import BudgetExceeded
+from secure_ml.outputs import Reveal
+from secure_ml.task import Loss
+
+if TYPE_CHECKING:
+    from secure_ml.surfaces import Surface
+    from secure_ml.task import Task
+    from secure_ml.victim import Victim
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every submodule's own training flag returns afterwards."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """One look at a module: losses ``(B,)``, outputs, and the losses' gradient in the surface's tensor."""
+
+    losses: Tensor
+    outputs: Tensor
+    gradient: Tensor
+
+
+class WhiteBox:
+    """The module itself, differentiable: what an adversary who holds the weights can do with it."""
+
+    def __init__(self, task: Task, module: nn.Module) -> None:
+        self.task = task
+        self.module = module
+        self.queries = 0
+        self.gradients = 0
+
+    @classmethod
+    def open(cls, victim: Victim) -> WhiteBox:
+        """The access of an adversary who holds a victim's weights."""
+        return cls(victim.task, victim.module)
+
+    def __call__(self, inputs: Tree) -> Tensor:
+        """Outputs of the module, in evaluation mode, without gradients."""
+        self.queries += len(next(leaves(inputs)))
+        with evaluating(self.module), torch.no_grad():
+            return cast("Tensor", self.module(inputs))
+
+    def ascend(self, batch: Batch, surface: Surface, loss: Loss | None = None) -> Ascent:
+        """Losses, outputs and input gradients of a batch; the task's own loss unless another is given."""
+        self.queries += len(batch)
+        self.gradients += len(batch)
+        objective = self.task.loss if loss is None else loss
+        with evaluating(self.module), _first_output(self.module) as seen:
+
+            def run(inputs: Tree) -> Tensor:
+                return objective(self.module, Batch(inputs, batch.target))
+
+            losses, gradient = surface.gradient(self.module, batch.inputs, run)
+        return Ascent(losses, seen[0], gradient)
+
+
+class BlackBox:
+    """The served model behind a meter: it counts, stops at the budget, and reveals no more than it says."""
+
+    def __init__(
+        self, task: Task, served: Callable[[Tree], Tensor], reveal: Reveal = "logits", budget: int | None = None
+    ) -> None:
+        self.task = task
+        self.reveal: Reveal = reveal
+        self.budget = budget
+        self.queries = 0
+        self.gradients = 0
+        self._served = served
+
+    def __call__(self, inputs: Tree) -> Tensor:
+        """What is revealed about each input; `BudgetExceeded`, and no answer, where the budget does not last."""
+        n = len(next(leaves(inputs)))
+        if self.budget is not None and self.queries + n > self.budget:
+            raise BudgetExceeded(f"{n} queries after {self.queries} exceed the budget of {self.budget}")
+        self.queries += n
+        return self.task.output.reveal(self._served(inputs), self.reveal)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The task's loss ``(B,)`` computed from what is revealed."""
+        with torch.no_grad():
+            return self.task.loss(self, batch)
+
+
+@contextmanager
+def _first_output(module: nn.Module) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, out: None if seen else seen.append(out.detach()))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,99 @@
+"""Examples: trees of tensors whose leading dimension is the example."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+Tree: TypeAlias = "Tensor | tuple[Tree, ...] | dict[str, Tree]"
+
+
+def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply ``function`` to every tensor of a tree, keeping its shape."""
+    if isinstance(tree, dict):
+        return {name: tree_map(function, branch) for name, branch in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(tree_map(function, branch) for branch in tree)
+    return function(tree)
+
+
+def leaves(tree: Tree) -> Iterator[Tensor]:
+    """The tensors of a tree, in a fixed order."""
+    if isinstance(tree, dict):
+        for name in sorted(tree):
+            yield from leaves(tree[name])
+    elif isinstance(tree, tuple):
+        for branch in tree:
+            yield from leaves(branch)
+    else:
+        yield tree
+
+
+def join(trees: list[Tree]) -> Tree:
+    """Concatenate trees of one shape along the example dimension; at least one tree."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {name: join([cast("dict[str, Tree]", t)[name] for t in trees]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(join([cast("tuple[Tree, ...]", t)[i] for t in trees]) for i in range(len(first)))
+    return torch.cat(cast("list[Tensor]", trees))
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """``inputs`` and ``target``, each a tensor ``(B, *shape)`` or a tree of them."""
+
+    inputs: Tree
+    target: Tree
+
+    def __len__(self) -> int:
+        return len(next(leaves(self.inputs)))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with ``function`` applied to each of its tensors."""
+        return Batch(tree_map(function, self.inputs), tree_map(function, self.target))
+
+    def take(self, index: Tensor | slice) -> Batch:
+        """The examples at ``index``: integers ``(n,)``, a mask ``(B,)``, or a slice."""
+        return self.map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def chunks(self, size: int) -> Iterator[Batch]:
+        """The batch in pieces of at most ``size`` examples; a batch of 0 is one piece of 0."""
+        for start in range(0, max(len(self), 1), size):
+            yield self.take(slice(start, start + size))
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The four disjoint parts of a data set; the victim's members are ``train``, the adversary owns ``aux``."""
+
+    train: Batch
+    validation: Batch
+    test: Batch
+    aux: Batch
+
+    def to(self, device: torch.device) -> Splits:
+        """All parts on another device."""
+        return Splits(*(part.to(device) for part in self.parts().values()))
+
+    def parts(self) -> dict[str, Batch]:
+        """The parts by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def fingerprint(self) -> str:
+        """A hash of every number in every part."""
+        digest = hashlib.sha256()
+        for name, part in self.parts().items():
+            for tensor in (*leaves(part.inputs), *leaves(part.target)):
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""Finding what exists: a method is one new file with one class, and nothing else names it."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, TypeVar
+
+from secure_ml.errors import UsageError, unknown
+from secure_ml.task import Task
+
+T = TypeVar("T")
+BuildTask = Callable[..., Task]
+
+
+@cache
+def methods(package: str, base: type[T]) -> dict[str, type[T]]:
+    """The concrete subclasses of ``base`` in a package, by the name of the file each is alone in, sorted."""
+    found: dict[str, type[T]] = {}
+    root = import_module(package)
+    for info in pkgutil.walk_packages(root.__path__, package + "."):
+        module = import_module(info.name)
+        for value in vars(module).values():
+            if not (inspect.isclass(value) and issubclass(value, base) and value.__module__ == info.name):
+                continue
+            name = info.name.rpartition(".")[2]
+            if inspect.isabstract(value):
+                continue
+            if name in found:
+                raise ImportError(f"{value} and {found[name]} are both called {name}: one file, one class")
+            found[name] = value
+    return dict(sorted(found.items()))
+
+
+@cache
+def task_builders() -> dict[str, BuildTask]:
+    """The functions that make the document models: each is called as the file in ``secure_ml.tasks`` it lies in."""
+    root = import_module("secure_ml.tasks")
+    names = sorted(info.name for info in pkgutil.iter_modules(root.__path__))
+    return {name: getattr(import_module(f"secure_ml.tasks.{name}"), name) for name in names if name[0] != "_"}
+
+
+def task(name: str, **options: Any) -> Task:
+    """The document model of that name, with its options; `UsageError` if there is none, or no such option."""
+    builders = task_builders()
+    if name not in builders:
+        raise unknown("task", name, builders)
+    known = inspect.signature(builders[name]).parameters
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of {name}", option, known)
+    return builders[name](**options)
+
+
+def export(package: str, base: type[T], name: str) -> type[T]:
+    """The class of that name in a package, for ``from attacks import PGD``."""
+    for cls in methods(package, base).values():
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+
+def construct(kind: str, cls: type[T], settings: dict[str, Any]) -> T:
+    """An instance with these settings; `UsageError` for a setting that it does not have."""
+    known = inspect.signature(cls).parameters
+    for setting in settings:
+        if setting not in known:
+            raise unknown(f"setting of the {kind} {cls.__name__}", setting, known)
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise UsageError(f"{cls.__name__}: {error}") from None

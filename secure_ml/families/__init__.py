@@ -1,0 +1,1 @@
+"""One file a risk: what its adversary is handed, and how the outcome is judged."""

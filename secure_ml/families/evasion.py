@@ -1,0 +1,106 @@
+"""Evasion: inputs changed within a threat so that the served answer gets worse."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from secure_ml.access import WhiteBox
+from secure_ml.attack import Attack, Result, stopwatch
+from secure_ml.batch import Batch, Tree, join
+from secure_ml.errors import NotApplicable, UsageError, require
+from secure_ml.randomness import generator
+from secure_ml.rows import Row, make_row, pool_rows
+from secure_ml.surfaces import Surface
+from secure_ml.task import Task
+from secure_ml.threats import Threat
+from secure_ml.victim import CHUNK, Victim
+
+
+class Evasion(Attack):
+    """The adversary holds the weights, changes inputs within a threat, and is judged on what is served."""
+
+    family: ClassVar[str] = "evasion"
+    surfaces: ClassVar[tuple[type[Surface], ...]]
+    """The kinds of inputs that this attack can change."""
+
+    @abstractmethod
+    def perturb(self, access: WhiteBox, batch: Batch, threat: Threat, rng: torch.Generator) -> Tree:
+        """Changed inputs ``(B, *shape)`` for a batch; the family projects them onto the threat and scores them."""
+
+    @final
+    def check(self, task: Task, threat: Threat | None) -> None:
+        """Raise `NotApplicable` where the task's surface is not one that this attack changes."""
+        super().check(task, threat)
+        if not any(isinstance(surface, self.surfaces) for surface in task.surfaces):
+            mine = " or ".join(kind.__name__ for kind in self.surfaces)
+            theirs = " and ".join(type(surface).__name__ for surface in task.surfaces) or "no surface"
+            raise NotApplicable(f"{type(self).__name__} changes {mine} inputs; {task.name} has {theirs}")
+
+    @final
+    def evaluate(self, victim: Victim, *, threat: Threat | None, seed: int, examples: int) -> Result:
+        """Craft on the module, score on the served predictor; an example counts as its worse of clean and changed."""
+        self.check(victim.task, threat)
+        threat = threat or victim.task.threat
+        if threat is None:
+            raise UsageError(f"{victim.task.name} declares no threat of its own: pass one, threat=Linf(0.1) say")
+        task, batch = victim.task, victim.splits.test.take(slice(0, examples))
+        access = WhiteBox.open(victim)
+        rng = generator(seed, "evasion", repr(self))
+        with stopwatch(victim.device) as seconds:
+            pieces = [attack_batch(self, access, piece, threat, rng) for piece in batch.chunks(CHUNK)]
+        changed = join([piece.inputs for piece in pieces])
+        answers = victim.served(join([batch.inputs, changed]))
+        clean, attacked = (task.score.per_example(half, batch.target) for half in answers.split(len(batch)))
+        worst = task.score.worse(clean, attacked)
+        row = make_row(
+            victim,
+            measure_name(task, threat),
+            task.score.aggregate(worst),
+            attack=repr(self),
+            unit=task.score.unit,
+            queries=access.queries,
+            gradients=access.gradients,
+            seconds=seconds[0],
+        )
+        return Result((row,), {"worst": worst.cpu()})
+
+    @final
+    @classmethod
+    def pool(cls, task: Task, attempts: Sequence[tuple[Attack, Result]]) -> list[Row]:
+        """The pointwise worst case over the attacks on each victim, and its mean over victims."""
+        by_victim: dict[int, list[tuple[Row, Tensor]]] = {}
+        for _, result in attempts:
+            row = result.rows[0]
+            by_victim.setdefault(row.seeds[0], []).append((row, result.evidence["worst"]))
+        rows = []
+        for tried in by_victim.values():
+            worst = tried[0][1]
+            for _, values in tried[1:]:
+                worst = task.score.worse(worst, values)
+            rows.append(pool_rows([row for row, _ in tried], task.score.aggregate(worst)))
+        return [pool_rows(rows)]
+
+
+def attack_batch(attack: Evasion, access: WhiteBox, batch: Batch, threat: Threat, rng: torch.Generator) -> Batch:
+    """A batch changed by an attack and projected onto the threat, whatever the attack returned."""
+    surface = access.task.surface(threat)
+    clean = surface.get(batch.inputs)
+    if not len(batch):
+        return batch
+    proposal = surface.get(attack.perturb(access, batch, threat, rng))
+    require(
+        proposal.shape == clean.shape,
+        f"{attack!r} returned inputs of shape {tuple(proposal.shape)} for {tuple(clean.shape)}",
+    )
+    changed = threat.project(surface, clean, proposal.detach().to(clean.dtype))
+    return Batch(surface.put(batch.inputs, changed), batch.target)
+
+
+def measure_name(task: Task, threat: Threat) -> str:
+    """How the score under attack is called, with the threat that it holds for."""
+    return f"{task.score.name} under {threat}"

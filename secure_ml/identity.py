@@ -1,0 +1,167 @@
+"""What a cell is, as text to be hashed: settings, data, and the source of every callable that it names.
+
+A callable whose source cannot be read has no identity; its cell is computed but never cached.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache, partial
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+HOUSE = ("secure_ml", "attacks", "defenses", "experiments")
+
+
+class Unidentifiable(Exception):
+    """A value that may change without its text changing."""
+
+
+def identify(value: object) -> str:
+    """A hash that changes when a value, or the source behind it, changes; raises `Unidentifiable`."""
+    modules: set[str] = set()
+    text = _describe(value, modules, ())
+    return digest(text, *(f"{name} {source}" for name, source in sorted(_sources(modules).items())))
+
+
+def digest(*texts: str) -> str:
+    """A short SHA-256 of some texts."""
+    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:24]
+
+
+def _describe(value: object, modules: set[str], above: tuple[int, ...]) -> str:
+    """Canonical text of a value; the modules that define it are collected on the way."""
+    if id(value) in above:
+        return "itself"
+    above = (*above, id(value))
+
+    def inner(part: object) -> str:
+        return _describe(part, modules, above)
+
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
+        return repr(value)
+    if isinstance(value, (tuple, list, set, frozenset)):
+        parts = [inner(part) for part in value]
+        return f"{type(value).__name__}({', '.join(sorted(parts) if isinstance(value, (set, frozenset)) else parts)})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{inner(k)}: {inner(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (Tensor, np.ndarray)):
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        return f"array {array.shape} {array.dtype} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"
+    if isinstance(value, (torch.dtype, torch.device, np.dtype)):
+        return repr(value)
+    if isinstance(value, partial):
+        return f"partial({inner(value.func)}, {inner(value.args)}, {inner(value.keywords)})"
+    if isinstance(value, MethodType):
+        return f"{inner(value.__self__)}.{inner(value.__func__)}"
+    if isinstance(value, BuiltinFunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, type):
+        modules.add(value.__module__)
+        return f"{value.__module__}.{value.__qualname__}" + ("" if _named(value) else f" {_text(value)}")
+    if isinstance(value, FunctionType):
+        return _describe_function(value, modules, inner)
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, nn.Module):
+        return f"{inner(type(value))} {value!r} {inner(value.state_dict())}"
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = [f"{field.name}={inner(getattr(value, field.name))}" for field in fields(value)]
+        return f"{inner(type(value))}({', '.join(parts)})"
+    raise Unidentifiable(f"a {type(value).__module__}.{type(value).__qualname__}")
+
+
+def _describe_function(function: FunctionType, modules: set[str], inner: Callable[[object], str]) -> str:
+    """Its source, what it closes over, its defaults, and the plain global values that it reads."""
+    modules.add(function.__module__)
+    try:
+        held = inspect.getclosurevars(function)
+    except ValueError:  # a cell that is still empty
+        raise Unidentifiable(f"the function {function.__qualname__}") from None
+    parts = [inner(v) for _, v in sorted(held.nonlocals.items())]
+    parts += [f"{k}={v!r}" for k, v in sorted(held.globals.items()) if isinstance(v, (bool, int, float, str))]
+    if not _named_module(function.__module__):
+        local = (v for _, v in sorted(held.globals.items()) if isinstance(v, (FunctionType, type)))
+        parts += [inner(v) for v in local if v.__module__ == function.__module__]
+    defaults = inner((function.__defaults__, function.__kwdefaults__))
+    return f"{function.__module__}.{function.__qualname__} {_text(function)} {defaults} {' '.join(parts)}"
+
+
+def _text(value: Any) -> str:
+    try:
+        return inspect.getsource(value)
+    except (OSError, TypeError):
+        raise Unidentifiable(f"{value.__qualname__}, whose source cannot be read") from None
+
+
+def _named(cls: type) -> bool:
+    return _named_module(cls.__module__)
+
+
+def _named_module(name: str) -> bool:
+    """Whether a module is a file that can be found by its name, so that hashing the file covers its contents."""
+    return name != "__main__" and _origin(name) is not None
+
+
+def _sources(modules: Iterable[str]) -> dict[str, str]:
+    """Source hash of every module that these reach by imports, third-party and standard ones left out."""
+    found: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in found or not _followed(name):
+            continue
+        origin = _origin(name)
+        assert origin is not None
+        source, imports = _read(origin)
+        found[name] = source
+        waiting += imports
+    return found
+
+
+@cache
+def _read(origin: Path) -> tuple[str, tuple[str, ...]]:
+    text = origin.read_text()
+    return hashlib.sha256(text.encode()).hexdigest(), tuple(_imports(ast.parse(text)))
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def _followed(name: str) -> bool:
+    """Whether a module belongs to this project or to the user, rather than to an installed package."""
+    origin = _origin(name)
+    if origin is None:
+        return False
+    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return name.partition(".")[0] in HOUSE or not any(str(origin).startswith(place) for place in installed)
+
+
+@cache
+def _origin(name: str) -> Path | None:
+    """The file of a module, found without running it."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin)

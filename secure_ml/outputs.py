@@ -1,0 +1,113 @@
+"""Kinds of answers: what a module's output means, and what is left of it when less is revealed."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secure_ml.errors import NotApplicable, UsageError
+from secure_ml.stats import Estimate, bootstrap, clopper_pearson
+
+Reveal = Literal["logits", "probabilities", "label"]
+SURE = math.log(1e6)
+"""The log-odds at which a revealed label is written down: certain, yet with a finite loss."""
+
+
+class Output(ABC):
+    """One kind of answer. Whatever is revealed stays in the form of the module's own output."""
+
+    @abstractmethod
+    def check(self, outputs: Tensor, n: int) -> None:
+        """Raise `UsageError` unless this is a well-formed answer for ``n`` examples."""
+
+    @abstractmethod
+    def reveal(self, outputs: Tensor, how: Reveal) -> Tensor:
+        """The answer with everything else than ``how`` taken out of it; `NotApplicable` if it has no such form."""
+
+    @abstractmethod
+    def imitate(self, outputs: Tensor, answers: Tensor) -> Tensor:
+        """How badly outputs reproduce somebody's answers, ``(B,)``: what a surrogate is trained on."""
+
+    @abstractmethod
+    def fidelity(self, outputs: Tensor, answers: Tensor) -> Estimate:
+        """How faithfully outputs reproduce somebody's answers; 1 is a perfect copy."""
+
+
+@dataclass(frozen=True)
+class Classes(Output):
+    """Logits ``(B, K)``, or ``(B,)`` where one logit decides between two classes."""
+
+    def check(self, outputs: Tensor, n: int) -> None:
+        """Raise `UsageError` unless the shape is ``(n, K)`` with K > 1, or ``(n,)``, and all is finite."""
+        if outputs.shape != (n,) and not (outputs.ndim == 2 and len(outputs) == n and outputs.shape[1] > 1):
+            raise UsageError(
+                f"the module answered {n} examples with shape {tuple(outputs.shape)}; "
+                "Classes expects logits (B, K) with K of at least 2, or (B,) for one logit"
+            )
+        _finite(outputs)
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        """The class that each answer names, ``(B,)``."""
+        return (outputs > 0).long() if outputs.ndim == 1 else outputs.argmax(-1)
+
+    def reveal(self, outputs: Tensor, how: Reveal) -> Tensor:
+        """Logits, log-probabilities, or the label alone written as (nearly certain) log-probabilities."""
+        if how == "logits":
+            return outputs
+        if how == "probabilities":
+            return outputs if outputs.ndim == 1 else outputs.log_softmax(-1)
+        decision = self.decide(outputs)
+        if outputs.ndim == 1:
+            return (decision * 2 - 1) * SURE * torch.ones_like(outputs)
+        return (F.one_hot(decision, outputs.shape[-1]) * SURE).to(outputs.dtype).log_softmax(-1)
+
+    def imitate(self, outputs: Tensor, answers: Tensor) -> Tensor:
+        """Cross-entropy to the revealed distribution, ``(B,)``."""
+        if outputs.ndim == 1:
+            return F.binary_cross_entropy_with_logits(outputs, answers.sigmoid(), reduction="none")
+        return -(answers.softmax(-1) * outputs.log_softmax(-1)).sum(-1)
+
+    def fidelity(self, outputs: Tensor, answers: Tensor) -> Estimate:
+        """Share of examples on which both name the same class."""
+        agree = self.decide(outputs) == self.decide(answers)
+        return clopper_pearson(int(agree.sum()), len(agree))
+
+
+@dataclass(frozen=True)
+class Values(Output):
+    """Real numbers ``(B,)`` or ``(B, D)``: a regression."""
+
+    def check(self, outputs: Tensor, n: int) -> None:
+        """Raise `UsageError` unless the shape is ``(n,)`` or ``(n, D)`` and all is finite."""
+        if outputs.ndim not in (1, 2) or len(outputs) != n:
+            raise UsageError(
+                f"the module answered {n} examples with shape {tuple(outputs.shape)}; Values expects (B,) or (B, D)"
+            )
+        _finite(outputs)
+
+    def reveal(self, outputs: Tensor, how: Reveal) -> Tensor:
+        """The values; they hold no probabilities, and no label to reduce them to."""
+        if how == "label":
+            raise NotApplicable("a regression answers with values, which have no label to reduce them to")
+        return outputs
+
+    def imitate(self, outputs: Tensor, answers: Tensor) -> Tensor:
+        """Squared error, ``(B,)``."""
+        return (outputs - answers).square().flatten(1).mean(1) if outputs.ndim > 1 else (outputs - answers).square()
+
+    def fidelity(self, outputs: Tensor, answers: Tensor) -> Estimate:
+        """R2 of the outputs as predictions of the answers (of constant answers: 1 if equal, else 0)."""
+        spread = (answers - answers.mean(0)).square().mean().item()
+        errors = self.imitate(outputs, answers).double().cpu().numpy()
+        return bootstrap(lambda e: 1 - float(e.mean()) / spread if spread else float(not e.any()), errors)
+
+
+def _finite(outputs: Tensor) -> None:
+    if not outputs.isfinite().all():
+        raise UsageError("the module answers with NaN or infinite values: check its weights and its inputs")

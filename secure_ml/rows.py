@@ -1,0 +1,187 @@
+"""What comes out: tidy rows, one measurement each, and the table that is a view on them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from secure_ml.defense import stack_name
+from secure_ml.stats import Estimate, over_seeds
+from secure_ml.victim import Claim, Victim
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measurement on one victim, or (``pooled``) on several; a ``note`` instead of a value says why there is none.
+
+    ``low`` and ``high`` bound the 95 % interval that ``interval`` names, over ``n`` observations. ``claims``
+    are what the victim promises, beside what was measured.
+    """
+
+    task: str
+    defenses: str
+    attack: str
+    seeds: tuple[int, ...]
+    measure: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+    n: int = 0
+    unit: str = "share"
+    queries: int = 0
+    gradients: int = 0
+    seconds: float = 0.0
+    note: str = ""
+    claims: tuple[Claim, ...] = ()
+    pooled: bool = False
+    device: str = "cpu"
+    threads: int = 1
+    version: str = ""
+    schema: int = SCHEMA
+
+
+def library_version() -> str:
+    """The version of this library, as installed."""
+    try:
+        return version("secure-ml")
+    except PackageNotFoundError:
+        return "uninstalled"
+
+
+def make_row(
+    victim: Victim,
+    measure: str,
+    estimate: Estimate | None = None,
+    *,
+    attack: str = "",
+    unit: str = "share",
+    queries: int = 0,
+    gradients: int = 0,
+    seconds: float = 0.0,
+    note: str = "",
+) -> Row:
+    """A row about one victim; numbers that do not exist are None."""
+    return Row(
+        task=repr(victim.task),
+        defenses=stack_name(victim.defenses),
+        attack=attack,
+        seeds=(victim.seed,),
+        measure=measure,
+        **_numbers(estimate),
+        unit=unit,
+        queries=queries,
+        gradients=gradients,
+        seconds=seconds,
+        note=note,
+        claims=victim.claims,
+        device=victim.device.type,
+        threads=torch.get_num_threads(),
+        version=library_version(),
+    )
+
+
+def pool_rows(rows: Sequence[Row], estimate: Estimate | None = None, note: str = "") -> Row:
+    """One row for the same measurement on several victims: the mean over seeds, unless another estimate is given."""
+    first = rows[0]
+    values = [row.value for row in rows if row.value is not None]
+    if estimate is None and values and len(rows) > 1:
+        estimate = over_seeds(values)
+    numbers = _numbers(estimate) if estimate else {k: getattr(first, k) for k in _NUMBERS}
+    return Row(
+        **{**{k: getattr(first, k) for k in _KEPT}, **numbers},
+        seeds=tuple(sorted({seed for row in rows for seed in row.seeds})),
+        queries=sum(row.queries for row in rows),
+        gradients=sum(row.gradients for row in rows),
+        seconds=sum(row.seconds for row in rows),
+        note=note or first.note,
+        pooled=True,
+    )
+
+
+def save_rows(rows: Iterable[Row], path: Path) -> None:
+    """Write rows as JSON Lines."""
+    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+def row_from(record: dict[str, Any]) -> Row:
+    """The row that was written as this JSON object."""
+    claims = tuple(Claim(**claim) for claim in record["claims"])
+    return Row(**{**record, "claims": claims, "seeds": tuple(record["seeds"])})
+
+
+def table(rows: Iterable[Row]) -> str:
+    """A table with a row for each task and stack of defenses and a column for each measure, then the footnotes.
+
+    Several seeds of one measure are shown as their mean with a t interval; pooled rows are shown as they are.
+    """
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault((row.task, row.defenses), {}).setdefault(row.measure, []).append(row)
+    measures = list(dict.fromkeys(m for group in groups.values() for m in group))
+    many_tasks = len({task for task, _ in groups}) > 1
+    notes: list[str] = []
+    lines = []
+    for (task, defenses), group in groups.items():
+        any_row = next(iter(group.values()))[0]
+        cells = [_cell(group.get(measure, []), notes) for measure in measures]
+        claims = "; ".join(claim.short for claim in any_row.claims) or "-"
+        lines.append([*([task] if many_tasks else []), defenses, *cells, claims])
+    headers = [*(["task"] if many_tasks else []), "protection", *measures, "claims"]
+    text = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+    return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, 1))])
+
+
+def _cell(rows: list[Row], notes: list[str]) -> str:
+    if not rows:
+        return "-"
+    row = rows[0] if len(rows) == 1 else pool_rows(rows)
+    mark = ""
+    if row.note:
+        if row.note not in notes:
+            notes.append(row.note)
+        mark = f" [{notes.index(row.note) + 1}]"
+    if row.value is None:
+        return "n/a" + mark
+    return f"{_digits(row.value, row)}{_bounds(row)}{mark}"
+
+
+def _bounds(row: Row) -> str:
+    if row.low is None or row.high is None:
+        return ""
+    return f" [{_digits(row.low, row)}, {_digits(row.high, row)}]"
+
+
+def _digits(value: float, row: Row) -> str:
+    """As many decimals as the interval supports: the half-width's leading digit, or one beyond."""
+    if row.unit == "count":
+        return f"{value:,.0f}"
+    if row.low is None or row.high is None:
+        return f"{value:.3g}"
+    half = max((row.high - row.low) / 2, 1e-6)
+    return f"{value:.{min(max(1 - math.floor(math.log10(half)), 0), 4)}f}"
+
+
+_NUMBERS = ("value", "low", "high", "interval", "n")
+_KEPT = ("task", "defenses", "attack", "measure", "unit", "claims", "device", "threads", "version", "schema")
+
+
+def _numbers(estimate: Estimate | None) -> dict[str, Any]:
+    if estimate is None:
+        return {}
+    known = {k: getattr(estimate, k) for k in ("value", "low", "high")}
+    return {
+        **{k: v if math.isfinite(v) else None for k, v in known.items()},
+        "interval": estimate.method,
+        "n": estimate.n,
+    }

@@ -1,0 +1,92 @@
+"""Numbers with their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import roc_auc_score, roc_curve
+
+Floats = NDArray[np.float64]
+Pair = tuple[Floats, Floats]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured ``value``, its 95 % interval, the number of observations, and how the interval was made."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+
+
+def clopper_pearson(successes: int, n: int, alpha: float = 0.05) -> Estimate:
+    """A proportion with its exact interval (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404)."""
+    if n == 0:
+        return Estimate(float("nan"), 0.0, 1.0, 0, "Clopper-Pearson")
+    low = float(stats.beta.ppf(alpha / 2, successes, n - successes + 1)) if successes else 0.0
+    high = float(stats.beta.ppf(1 - alpha / 2, successes + 1, n - successes)) if successes < n else 1.0
+    return Estimate(successes / n, low, high, n, "Clopper-Pearson")
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """The mean over independent runs with Student's t interval; of a single run, no interval."""
+    mean, n = float(np.mean(values)), len(values)
+    if n == 1:
+        return Estimate(mean, float("nan"), float("nan"), 1, "one run: no interval")
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return Estimate(mean, mean - half, mean + half, n, f"t over {n} seeds")
+
+
+def bootstrap(statistic: Callable[[Floats], float], values: Floats, rounds: int = 1000) -> Estimate:
+    """A statistic of independent observations ``(n,)`` with its percentile bootstrap interval."""
+    if not len(values):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0, "bootstrap")
+    rng = np.random.default_rng(0)
+    draws = [statistic(rng.choice(values, len(values))) for _ in range(rounds)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(statistic(values), float(low), float(high), len(values), "bootstrap over examples")
+
+
+def auc(members: Floats, others: Floats) -> float:
+    """Area under the ROC curve: the chance that a member scores above a non-member, ties counting half."""
+    return float(roc_auc_score(*_labelled(members, others)))
+
+
+def tpr_at(members: Floats, others: Floats, fpr: float) -> float:
+    """True-positive rate at a false-positive rate; between thresholds, and among ties, decided by a fair coin."""
+    false, true, _ = roc_curve(*_labelled(members, others), drop_intermediate=False)
+    return float(np.interp(fpr, false, true))
+
+
+def pooled(statistic: Callable[[Floats, Floats], float], victims: Sequence[Pair], rounds: int = 400) -> Estimate:
+    """A statistic of the pooled (member, non-member) scores of several victims.
+
+    The interval is a percentile bootstrap that draws victims and then, inside each, examples, so that it
+    covers the randomness of training as well as that of the sample.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw() -> float:
+        chosen = [victims[i] for i in rng.integers(len(victims), size=len(victims))]
+        return _over(statistic, [(rng.choice(m, len(m)), rng.choice(o, len(o))) for m, o in chosen])
+
+    low, high = np.quantile([draw() for _ in range(rounds)], [0.025, 0.975])
+    n = sum(len(m) + len(o) for m, o in victims)
+    method = f"bootstrap over {len(victims)} victims and their examples"
+    return Estimate(_over(statistic, victims), float(low), float(high), n, method)
+
+
+def _over(statistic: Callable[[Floats, Floats], float], victims: Sequence[Pair]) -> float:
+    members, others = zip(*victims, strict=True)
+    return statistic(np.concatenate(members), np.concatenate(others))
+
+
+def _labelled(members: Floats, others: Floats) -> tuple[NDArray[np.int64], Floats]:
+    truth = np.concatenate([np.ones(len(members), np.int64), np.zeros(len(others), np.int64)])
+    return truth, np.concatenate([members, others])

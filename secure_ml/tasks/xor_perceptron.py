@@ -1,0 +1,44 @@
+"""The smallest network that a single layer cannot replace."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from secure_ml.batch import Batch, Splits
+from secure_ml.task import Recipe, Task
+from secure_ml.threats import Linf
+
+
+def xor_perceptron(*, hidden: int = 4, noise: float = 0.15, tiny: bool = False) -> Task:
+    """Noisy XOR of two numbers in [0, 1], a perceptron with one hidden layer of sigmoid units, one logit.
+
+    Args:
+        hidden: units in the hidden layer.
+        noise: standard deviation of the noise on each corner.
+        tiny: 64 points, 3 epochs.
+    """
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(2, hidden), nn.Sigmoid(), nn.Linear(hidden, 1), nn.Flatten(0))
+
+    def data(rng: torch.Generator) -> Splits:
+        sizes = (64, 16, 32, 32) if tiny else (400, 100, 1000, 500)
+        return Splits(*(_corners(n, noise, rng) for n in sizes))
+
+    settings = {"hidden": (hidden, 4), "noise": (noise, 0.15), "tiny": (tiny, False)}
+    return Task(
+        name="xor_perceptron",
+        build=build,
+        data=data,
+        threat=Linf(0.1),
+        recipe=Recipe(epochs=3 if tiny else 100, batch_size=20, learning_rate=2.0, momentum=0.0),
+        options=", ".join(f"{name}={value!r}" for name, (value, default) in settings.items() if value != default),
+    )
+
+
+def _corners(n: int, noise: float, rng: torch.Generator) -> Batch:
+    """Points ``(n, 2)`` around the corners of the unit square, cut at its edges, and the XOR of their corner."""
+    corner = torch.randint(2, (n, 2), generator=rng)
+    points = corner + noise * torch.randn(n, 2, generator=rng)
+    return Batch(points.clamp(0, 1), corner[:, 0] ^ corner[:, 1])

@@ -1,0 +1,195 @@
+"""A trained model: its weights, what it serves, what it promises, and how it is kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from secure_ml.access import evaluating
+from secure_ml.batch import Batch, Splits, Tree, join, tree_map
+from secure_ml.defense import Defense, stack_name
+from secure_ml.errors import UsageError, require
+from secure_ml.randomness import seeded
+from secure_ml.stats import Estimate
+from secure_ml.task import Task
+
+CHUNK = 1000
+"""Examples that a module is shown at a time; bounds memory and changes no answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A guarantee as data: what is promised, under which assumptions. Never a measurement."""
+
+    kind: str
+    short: str
+    statement: str
+    values: Mapping[str, float | int | str] = field(default_factory=dict)
+    stage: Literal["training", "serving"] = "training"
+
+
+class Served(ABC):
+    """What everybody without the weights can ask: inputs to outputs of the task's kind."""
+
+    @abstractmethod
+    def __call__(self, inputs: Tree) -> Tensor:
+        """Answer ``(B, *shape)`` inputs."""
+
+    def usage(self) -> Mapping[str, int]:
+        """What answering has cost so far, by name, beyond the number of queries."""
+        return {}
+
+
+class Plain(Served):
+    """The module's own answers, in evaluation mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, inputs: Tree) -> Tensor:
+        """Outputs of the module, on its device."""
+        device = next(self.module.parameters()).device
+        with evaluating(self.module), torch.no_grad():
+            pieces: list[Tree] = []
+            for piece in Batch(inputs, ()).chunks(CHUNK):
+                pieces.append(self.module(tree_map(lambda tensor: tensor.to(device), piece.inputs)))
+            return cast("Tensor", join(pieces))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """A model as its adversaries meet it. ``splits.train`` are its members."""
+
+    task: Task
+    module: nn.Module
+    """What a white-box adversary differentiates."""
+    served: Served
+    """What everybody else sees, and what every attack is scored on."""
+    splits: Splits
+    defenses: tuple[Defense, ...] = ()
+    seed: int = 0
+    claims: tuple[Claim, ...] = ()
+    seconds: float = 0.0
+    """Spent on training."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module lies."""
+        return next(self.module.parameters()).device
+
+    def score(self) -> Estimate:
+        """The task's score of the served answers on the test split."""
+        return self.task.score.measure(self.served, self.splits.test)
+
+    def save(self, folder: Path | str) -> None:
+        """Write weights (safetensors) and claims (JSON) into a new folder, all or nothing."""
+        with atomic_folder(Path(folder)) as draft:
+            weights = {name: value.detach().cpu().contiguous() for name, value in self.module.state_dict().items()}
+            save_file(weights, draft / "weights.safetensors")
+            about = {
+                "task": repr(self.task),
+                "training": stack_name(tuple(d for d in self.defenses if d.trains())),
+                "seed": self.seed,
+                "seconds": self.seconds,
+                "claims": [asdict(claim) for claim in self.claims if claim.stage == "training"],
+            }
+            (draft / "victim.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        task: Task,
+        defenses: Sequence[Defense] = (),
+        *,
+        splits: Splits | None = None,
+        device: str | torch.device = "auto",
+    ) -> Victim:
+        """The victim that was saved there, served through its defenses again; `UsageError` if it is another's."""
+        folder, stack = Path(folder), tuple(defenses)
+        about, weights = _read(folder)
+        asked = {"task": repr(task), "training": stack_name(tuple(d for d in stack if d.trains()))}
+        for name, value in asked.items():
+            require(about[name] == value, f"{folder} holds a model of {name} {about[name]}; expected {value}")
+        place = resolve_device(device)
+        module = build(task, stack, about["seed"])
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError:
+            raise UsageError(f"{folder}/weights.safetensors does not fit the architecture of {task}") from None
+        return serve(
+            cls(
+                task=task,
+                module=module.to(place).eval(),
+                served=Plain(module),
+                splits=(task.draw(about["seed"]) if splits is None else splits).to(place),
+                defenses=stack,
+                seed=about["seed"],
+                claims=tuple(Claim(**claim) for claim in about["claims"]),
+                seconds=about["seconds"],
+            )
+        )
+
+
+def build(task: Task, defenses: Sequence[Defense], seed: int) -> nn.Module:
+    """The seeded, untrained module with every defense's change to the architecture."""
+    with seeded(seed, "build"):
+        return reduce(lambda module, defense: defense.adapt(module), defenses, task.build())
+
+
+def serve(victim: Victim) -> Victim:
+    """The victim as its defenses serve it."""
+    return reduce(lambda served, defense: defense.serve(served), victim.defenses, victim)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``auto`` is the GPU where there is one; `UsageError` for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"there is no device {device!r}; use auto, cpu or cuda") from None
+    require(place.type != "cuda" or torch.cuda.is_available(), f"device {device} was asked for, but torch sees no GPU")
+    return place
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A draft that becomes ``folder`` when the block ends well, and vanishes when it does not."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder.parent}: {error.strerror}") from None
+    try:
+        yield draft
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        about = json.loads((folder / "victim.json").read_text())
+        return about, load_file(folder / "weights.safetensors")
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} holds no saved model: {Path(error.filename).name} is missing") from None
+    except (SafetensorError, json.JSONDecodeError, KeyError):
+        raise UsageError(f"{folder} is corrupt: delete it, and the model is trained again") from None
