@@ -7,4 +7,4 @@ def __getattr__(name: str) -> Any:
     from secure_ml.attack import Attack
     from secure_ml.discovery import export
 
-    return export("attacks", Attack, name)  # type: ignore[type-abstract]
+    return export("attacks", Attack, name)

@@ -77,6 +77,10 @@ class DPSGD(Defense):
         from opacus.accountants import PRVAccountant
         from opacus.optimizers import DPOptimizer
 
+        require(
+            not isinstance(plan.optimizer, DPOptimizer),
+            "DP-SGD stands twice in the stack: its noise would be accounted for once; list it once",
+        )
         n = len(plan.loader.data)
         require(
             self.delta < 1 / n,

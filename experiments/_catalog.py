@@ -27,8 +27,9 @@ THREATS: dict[str, type[Threat]] = {kind.__name__: kind for kind in (Linf, L2, E
 
 
 def attacks() -> dict[str, type[Attack]]:
-    """Every attack by name."""
-    return methods("attacks", Attack)  # type: ignore[type-abstract]
+    """Every attack by name, family by family."""
+    found = methods("attacks", Attack)  # type: ignore[type-abstract]
+    return dict(sorted(found.items(), key=lambda item: item[1].family))
 
 
 def defenses() -> dict[str, type[Defense]]:
@@ -87,10 +88,10 @@ def parse(command: type[T], argv: Sequence[str], prog: str) -> tuple[T, Catalog]
     groups: dict[str, type[Any]] = {**attacks(), **defenses()}
     groups |= {name: _options_of(name, build) for name, build in task_builders().items()}
     fields = [(name, kind, dataclasses.field(default=kind())) for name, kind in groups.items()]
-    whole = make_dataclass("Options", [("command", tyro.conf.OmitArgPrefixes[command]), *fields])  # type: ignore[valid-type]
+    whole = make_dataclass("Options", [("command", tyro.conf.OmitArgPrefixes[command]), *fields])  # type: ignore[misc, valid-type]
     whole.__doc__ = command.__doc__
     try:
-        chosen = tyro.cli(whole, args=list(argv), prog=prog, registry=_registry())
+        chosen: Any = tyro.cli(whole, args=list(argv), prog=prog, registry=_registry())
     except ValueError as error:
         raise UsageError(str(error)) from None
     catalog = Catalog({name: getattr(chosen, name) for name in groups})

@@ -41,7 +41,7 @@ class Attack(ABC):
     """The kinds of answers that this attack understands."""
 
     def __init_subclass__(cls) -> None:
-        cls.__repr__ = brief  # type: ignore[method-assign, assignment]
+        cls.__repr__ = brief  # type: ignore[method-assign]
 
     def check(self, task: Task, threat: Threat | None) -> None:
         """Raise `NotApplicable` with the reason where this attack has no meaning for a task."""

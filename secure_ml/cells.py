@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-import torchvision
 from joblib import Parallel, delayed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -99,8 +99,8 @@ class Store:
             return None
         try:
             rows = json.loads((folder / "rows.json").read_text())
-            known = {part: tuple(row_from(row) for row in rows[part]) for part in ("rows", "usage")}
-            return Result(**known, evidence=load_file(folder / "evidence.safetensors"))
+            known, usage = (tuple(row_from(row) for row in rows[part]) for part in ("rows", "usage"))
+            return Result(known, load_file(folder / "evidence.safetensors"), usage)
         except (OSError, SafetensorError, ValueError, TypeError, KeyError):
             raise UsageError(f"the cell {folder} is corrupt: delete that folder, and it is computed again") from None
 
@@ -201,4 +201,4 @@ def _without_meaning(cell: Cell, why: str) -> Result:
 def _machine(device: str, threads: int) -> tuple[str, ...]:
     """What may change a number besides the settings."""
     place = resolve_device(device).type
-    return place, str(threads), library_version(), torch.__version__, torchvision.__version__, platform.machine()
+    return place, str(threads), library_version(), torch.__version__, version("torchvision"), platform.machine()

@@ -21,7 +21,7 @@ class Defense:
     """
 
     def __init_subclass__(cls) -> None:
-        cls.__repr__ = brief  # type: ignore[method-assign, assignment]
+        cls.__repr__ = brief  # type: ignore[method-assign]
 
     def check(self, task: Task) -> None:
         """Raise `NotApplicable` with the reason where this defense has no meaning for a task."""

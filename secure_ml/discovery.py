@@ -16,7 +16,6 @@ T = TypeVar("T")
 BuildTask = Callable[..., Task]
 
 
-@cache
 def methods(package: str, base: type[T]) -> dict[str, type[T]]:
     """The concrete subclasses of ``base`` in a package, by the name of the file each is alone in, sorted."""
     found: dict[str, type[T]] = {}

@@ -12,11 +12,11 @@ class UsageError(SecureMLError, ValueError):
     """The request was wrong: what was given, what was expected, what to do. The command line exits with 2."""
 
 
-class NotApplicable(SecureMLError):
+class NotApplicable(SecureMLError):  # noqa: N818
     """A defense or an attack has no meaning for a task; the text is the reason that the matrix prints."""
 
 
-class BudgetExceeded(SecureMLError):
+class BudgetExceeded(SecureMLError):  # noqa: N818
     """A metered access was asked for more than its budget; nothing was answered."""
 
 

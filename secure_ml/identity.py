@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib.util
 import inspect
+import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 HOUSE = ("secure_ml", "attacks", "defenses", "experiments")
 
 
-class Unidentifiable(Exception):
+class Unidentifiable(Exception):  # noqa: N818
     """A value that may change without its text changing."""
 
 
@@ -148,11 +149,12 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 @cache
 def _followed(name: str) -> bool:
     """Whether a module belongs to this project or to the user, rather than to an installed package."""
-    origin = _origin(name)
-    if origin is None:
-        return False
-    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return name.partition(".")[0] in HOUSE or not any(str(origin).startswith(place) for place in installed)
+    top = name.partition(".")[0]
+    if top in HOUSE:
+        return _origin(name) is not None
+    origin = None if top in sys.stdlib_module_names else _origin(top)
+    installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+    return origin is not None and not any(str(origin).startswith(place) for place in installed) and bool(_origin(name))
 
 
 @cache

@@ -42,7 +42,7 @@ def evaluate(
             results.append(with_usage(victim, attack.evaluate(victim, threat=threat, seed=seed, examples=examples)))
         except NotApplicable as why:
             results.append(Result((make_row(victim, attack.family, attack=repr(attack), note=str(why)),)))
-    return [row for result in results for row in result.rows] + [row for row in results[-1].usage]
+    return [row for result in results for row in result.rows] + list(results[-1].usage)
 
 
 def verdict(task: Task, attempts: Sequence[tuple[Attack | None, Result]]) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -96,15 +96,16 @@ def pool_rows(rows: Sequence[Row], estimate: Estimate | None = None, note: str =
     first = rows[0]
     values = [row.value for row in rows if row.value is not None]
     if estimate is None and values and len(rows) > 1:
-        estimate = over_seeds(values)
+        estimate = _within(over_seeds(values), first.unit)
     numbers = _numbers(estimate) if estimate else {k: getattr(first, k) for k in _NUMBERS}
+    note = note if estimate else note or first.note
     return Row(
         **{**{k: getattr(first, k) for k in _KEPT}, **numbers},
         seeds=tuple(sorted({seed for row in rows for seed in row.seeds})),
         queries=sum(row.queries for row in rows),
         gradients=sum(row.gradients for row in rows),
         seconds=sum(row.seconds for row in rows),
-        note=note or first.note,
+        note=note,
         pooled=True,
     )
 
@@ -174,6 +175,12 @@ def _digits(value: float, row: Row) -> str:
 
 _NUMBERS = ("value", "low", "high", "interval", "n")
 _KEPT = ("task", "defenses", "attack", "measure", "unit", "claims", "device", "threads", "version", "schema")
+
+
+def _within(estimate: Estimate, unit: str) -> Estimate:
+    """The interval cut to what its unit can be: a share lies in [0, 1], seconds are not negative."""
+    low, high = {"share": (0.0, 1.0), "seconds": (0.0, math.inf)}.get(unit, (-math.inf, math.inf))
+    return replace(estimate, low=max(estimate.low, low), high=min(estimate.high, high))
 
 
 def _numbers(estimate: Estimate | None) -> dict[str, Any]:

@@ -50,8 +50,9 @@ class Accuracy(Score):
 
     def per_example(self, outputs: Tensor, target: Tree) -> Tensor:
         """1 where the class is right, 0 where it is wrong."""
+        assert isinstance(target, Tensor)
         decision = (outputs > 0).long() if outputs.ndim == 1 else outputs.argmax(-1)
-        return (decision == target).float()
+        return decision.eq(target).float()
 
     def aggregate(self, values: Tensor) -> Estimate:
         """The share with its Clopper-Pearson interval."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn.metrics import roc_auc_score, roc_curve
 
 Floats = NDArray[np.float64]
 Pair = tuple[Floats, Floats]
@@ -27,19 +25,23 @@ class Estimate:
 
 def clopper_pearson(successes: int, n: int, alpha: float = 0.05) -> Estimate:
     """A proportion with its exact interval (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404)."""
+    from scipy.stats import beta
+
     if n == 0:
         return Estimate(float("nan"), 0.0, 1.0, 0, "Clopper-Pearson")
-    low = float(stats.beta.ppf(alpha / 2, successes, n - successes + 1)) if successes else 0.0
-    high = float(stats.beta.ppf(1 - alpha / 2, successes + 1, n - successes)) if successes < n else 1.0
+    low = float(beta.ppf(alpha / 2, successes, n - successes + 1)) if successes else 0.0
+    high = float(beta.ppf(1 - alpha / 2, successes + 1, n - successes)) if successes < n else 1.0
     return Estimate(successes / n, low, high, n, "Clopper-Pearson")
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
     """The mean over independent runs with Student's t interval; of a single run, no interval."""
+    from scipy.stats import t
+
     mean, n = float(np.mean(values)), len(values)
     if n == 1:
         return Estimate(mean, float("nan"), float("nan"), 1, "one run: no interval")
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - half, mean + half, n, f"t over {n} seeds")
 
 
@@ -55,13 +57,22 @@ def bootstrap(statistic: Callable[[Floats], float], values: Floats, rounds: int 
 
 def auc(members: Floats, others: Floats) -> float:
     """Area under the ROC curve: the chance that a member scores above a non-member, ties counting half."""
-    return float(roc_auc_score(*_labelled(members, others)))
+    ranked = np.sort(others)
+    below, up_to = (np.searchsorted(ranked, members, side) for side in ("left", "right"))
+    return float((below + up_to).mean() / (2 * len(others)))
 
 
 def tpr_at(members: Floats, others: Floats, fpr: float) -> float:
-    """True-positive rate at a false-positive rate; between thresholds, and among ties, decided by a fair coin."""
-    false, true, _ = roc_curve(*_labelled(members, others), drop_intermediate=False)
-    return float(np.interp(fpr, false, true))
+    """True-positive rate at a false-positive rate, where scores tied at the threshold are decided by a biased coin.
+
+    This is the ROC curve with straight lines between its points.
+    """
+    allowed = fpr * len(others)
+    if allowed >= len(others):
+        return 1.0
+    threshold = np.sort(others)[::-1][int(allowed)]
+    coin = (allowed - (others > threshold).sum()) / (others == threshold).sum()
+    return float((members > threshold).mean() + coin * (members == threshold).mean())
 
 
 def pooled(statistic: Callable[[Floats, Floats], float], victims: Sequence[Pair], rounds: int = 400) -> Estimate:
@@ -85,8 +96,3 @@ def pooled(statistic: Callable[[Floats, Floats], float], victims: Sequence[Pair]
 def _over(statistic: Callable[[Floats, Floats], float], victims: Sequence[Pair]) -> float:
     members, others = zip(*victims, strict=True)
     return statistic(np.concatenate(members), np.concatenate(others))
-
-
-def _labelled(members: Floats, others: Floats) -> tuple[NDArray[np.int64], Floats]:
-    truth = np.concatenate([np.ones(len(members), np.int64), np.zeros(len(others), np.int64)])
-    return truth, np.concatenate([members, others])

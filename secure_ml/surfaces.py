@@ -88,7 +88,7 @@ class Tokens(Surface):
         """Raise `UsageError` for anything but whole numbers in ``[0, vocabulary)``."""
         tokens = self.get(inputs)
         require(not tokens.is_floating_point(), f"tokens must be whole numbers; given {tokens.dtype}")
-        if tokens.numel() and not (0 <= tokens.min().item() and tokens.max().item() < self.vocabulary):
+        if tokens.numel() and not (tokens.min().item() >= 0 and tokens.max().item() < self.vocabulary):
             raise UsageError(
                 f"tokens lie in [{tokens.min().item()}, {tokens.max().item()}], outside [0, {self.vocabulary})"
             )
@@ -118,7 +118,7 @@ class Tokens(Surface):
     def _layer(self, module: nn.Module) -> nn.Module:
         for name, layer in module.named_modules():
             if name == self.embedding or name.endswith("." + self.embedding):
-                return layer
+                return cast("nn.Module", layer)
         raise UsageError(f"the module has no layer called {self.embedding!r}, which Tokens names as its embedding")
 
 

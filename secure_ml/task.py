@@ -59,7 +59,7 @@ def cross_entropy(predictor: Predictor, batch: Batch) -> Tensor:
 def squared_error(predictor: Predictor, batch: Batch) -> Tensor:
     """Squared error ``(B,)`` of values ``(B,)`` or, averaged, ``(B, D)``."""
     assert isinstance(batch.target, Tensor)
-    error = (predictor(batch.inputs) - batch.target).square()
+    error: Tensor = (predictor(batch.inputs) - batch.target).square()
     return error if error.ndim == 1 else error.mean(1)
 
 

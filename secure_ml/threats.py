@@ -22,7 +22,7 @@ class Threat(ABC):
     radius: float
 
     def __init_subclass__(cls) -> None:
-        cls.__repr__ = brief  # type: ignore[method-assign, assignment]
+        cls.__repr__ = brief  # type: ignore[method-assign]
 
     @abstractmethod
     def size(self, clean: Tensor, changed: Tensor) -> Tensor:
@@ -71,7 +71,8 @@ class Ball(Threat):
         assert isinstance(surface, Box)
         proposal = torch.where(proposal.isfinite(), proposal, clean)
         inside = clean + self.shrink(proposal - clean)
-        return inside.clamp(torch.clamp(clean, max=surface.low), torch.clamp(clean, min=surface.high))
+        low, high = clean.clamp(max=surface.low), clean.clamp(min=surface.high)
+        return torch.clamp(inside, low, high)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class L2(Ball):
 
     def norm(self, delta: Tensor) -> Tensor:
         """Euclidean length of each example's change, ``(B,)``."""
-        return delta.flatten(1).norm(dim=1)
+        return delta.flatten(1).square().sum(1).sqrt()
 
     def shrink(self, delta: Tensor) -> Tensor:
         """Changes that are too long, scaled back to the sphere."""

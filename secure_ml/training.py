@@ -163,7 +163,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[recipe.optimizer]
+    kind = torch.optim.Adam if recipe.optimizer == "Adam" else torch.optim.AdamW
     return kind(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
@@ -230,7 +230,7 @@ def _cosine(done: float) -> float:
 
 
 _SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
+    "constant": lambda _: 1.0,
     "cosine": _cosine,
     "linear": lambda done: 1 - done,
 }

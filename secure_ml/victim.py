@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -64,10 +63,12 @@ class Plain(Served):
         """Outputs of the module, on its device."""
         device = next(self.module.parameters()).device
         with evaluating(self.module), torch.no_grad():
-            pieces: list[Tree] = []
-            for piece in Batch(inputs, ()).chunks(CHUNK):
-                pieces.append(self.module(tree_map(lambda tensor: tensor.to(device), piece.inputs)))
+            pieces = [self.module(_on(device, piece.inputs)) for piece in Batch(inputs, ()).chunks(CHUNK)]
             return cast("Tensor", join(pieces))
+
+
+def _on(device: torch.device, inputs: Tree) -> Tree:
+    return tree_map(lambda tensor: tensor.to(device), inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         yield draft
         if folder.exists():
             shutil.rmtree(folder)
-        os.replace(draft, folder)
+        draft.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -90,8 +90,10 @@ class Client:
 
 
 class Server:
-    """Holds the program and public keys, built from bytes. Scales are tracked exactly: each plaintext is encoded at
-    the scale that makes the next rescaling land on the nominal one, so that no drift of the primes is left.
+    """Holds the program and public keys, built from bytes.
+
+    Scales are tracked exactly: each plaintext is encoded at the scale that makes the next rescaling land on the
+    nominal one, so that no drift of the primes is left.
     """
 
     def __init__(self, public: bytes, program: Program, parameters: Parameters) -> None:

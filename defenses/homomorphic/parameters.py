@@ -12,7 +12,7 @@ GUIDELINE = {8192: 214, 16384: 430, 32768: 868}
 
 @dataclass(frozen=True)
 class Parameters:
-    """A CKKS parameter set: ``depth`` primes of the scale's size between a first and a special prime of ``ends`` bits."""
+    """A CKKS parameter set: ``depth`` primes of the scale's size between two (first, special) of ``ends`` bits."""
 
     degree: int
     ends: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from secure_ml.batch import Batch, Splits
@@ -46,5 +45,7 @@ def tiny_digits(rng: torch.Generator) -> Splits:
 
 
 def _all() -> Batch:
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     return Batch(torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(labels))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_diabetes
 from torch import nn
 
 from secure_ml.batch import Batch, Splits
@@ -35,7 +34,7 @@ def linear_regression(*, tiny: bool = False) -> Task:
 
 
 def _patients(rng: torch.Generator) -> Splits:
-    """Features ``(B, 10)`` in [0, 1], targets ``(B,)`` around 0: 192 to train, 30 to validate, 120 to test, 100 else."""
+    """Features ``(B, 10)`` in [0, 1], targets ``(B,)`` around 0: 192, 30, 120 and 100 patients."""
     return split(_all(), rng, validation=30, test=120, aux=100)
 
 
@@ -46,6 +45,8 @@ def _tiny(rng: torch.Generator) -> Splits:
 
 def _all() -> Batch:
     """The whole set, scaled by constants: scikit-learn's features lie within 0.2 of 0, the scores within 25 to 346."""
+    from sklearn.datasets import load_diabetes
+
     features, scores = load_diabetes(return_X_y=True)
     inputs = torch.tensor(features, dtype=torch.float32) * 2.5 + 0.5
     return Batch(inputs, (torch.tensor(scores, dtype=torch.float32) - 150) / 100)

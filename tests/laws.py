@@ -1,0 +1,361 @@
+"""The laws that every part obeys because it exists, each a function that raises `AssertionError` where it is broken."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+import secure_ml as sm
+from secure_ml.access import WhiteBox
+from secure_ml.attack import Attack, Result
+from secure_ml.batch import Batch, Tree, leaves
+from secure_ml.defense import Defense
+from secure_ml.discovery import methods, task_builders
+from secure_ml.families.evasion import Evasion, attack_batch
+from secure_ml.families.extraction import Extraction
+from secure_ml.families.membership import Membership
+from secure_ml.threats import Ball, Threat
+from secure_ml.randomness import seeded
+from secure_ml.training import Loader, Plan, make_plan, train
+from secure_ml.victim import Served
+
+ATTACKS = methods("attacks", Attack)
+DEFENSES = methods("defenses", Defense)
+TASKS = list(task_builders())
+CPU = torch.device("cpu")
+
+
+@cache
+def tiny_task(name: str) -> sm.Task:
+    """The tiny variant of a document model."""
+    return sm.task(name, tiny=True)
+
+
+@cache
+def tiny_victim(name: str, defense: Defense | None = None) -> sm.Victim:
+    """A tiny victim, trained once a process."""
+    return sm.fit(tiny_task(name), [defense] if defense else [], seed=0, device="cpu")
+
+
+def applies(method: Attack | Defense, task: sm.Task) -> bool:
+    """Whether a method has a meaning for a task."""
+    try:
+        method.check(task, None) if isinstance(method, Attack) else method.check(task)
+    except sm.NotApplicable:
+        return False
+    return True
+
+
+# -- attacks and defenses -------------------------------------------------------------------------------------------
+
+
+def law_settings_are_values(cls: type) -> None:
+    """A frozen, keyword-only, default-constructible, hashable dataclass whose repr makes it again."""
+    assert dataclasses.is_dataclass(cls)
+    assert cls.__dataclass_params__.frozen, "not frozen"
+    assert all(field.kw_only for field in dataclasses.fields(cls)), "settings are keywords"
+    names = {known.__name__: known for known in (*ATTACKS.values(), *DEFENSES.values(), cls)}
+    made = [cls(), cls.tiny()]
+    if issubclass(cls, Defense) and cls.neutral() is not None:
+        made.append(cls.neutral())
+    for value in made:
+        assert eval(repr(value), names) == value
+        hash(value)
+
+
+def law_documented(cls: type) -> None:
+    """The docstring cites its paper, names shapes and errors; every setting is explained beneath it."""
+    from experiments.list import field_texts
+
+    text = cls.__doc__ or ""
+    assert re.search(r"arxiv\.org/abs/|eprint\.iacr\.org/|doi\.org/", text), "no paper"
+    assert re.search(r"\((B|queries), ", text), "no shape"
+    assert re.search(r"Raises\s+`", text), "no errors"
+    missing = {field.name for field in dataclasses.fields(cls)} - field_texts(cls).keys()
+    assert not missing, f"settings without a word: {missing}"
+
+
+def snapshot(module: nn.Module) -> list[object]:
+    """Everything about a module and the global random stream that an attack or a report must leave alone."""
+    state: list[object] = [value.clone() for value in module.state_dict().values()]
+    for part in module.modules():
+        state += [part.training, len(part._forward_hooks), len(part._forward_pre_hooks), len(part._backward_hooks)]
+    for parameter in module.parameters():
+        grad = parameter.grad
+        state += [parameter.requires_grad, None if grad is None else grad.clone(), sorted(vars(parameter))]
+    return [*state, torch.get_rng_state(), torch.is_grad_enabled()]
+
+
+def same(first: object, second: object) -> bool:
+    """Equality that looks into tensors."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Assert that the block leaves no trace."""
+    before = snapshot(module)
+    yield
+    assert same(before, snapshot(module)), "weights, gradients, flags, hooks or the global stream were touched"
+
+
+def timeless(result: Result) -> tuple[object, ...]:
+    """A result without its seconds."""
+    rows = [dataclasses.replace(row, seconds=0.0) for row in result.rows]
+    return rows, [result.evidence[name] for name in sorted(result.evidence)]
+
+
+def law_same_seed_same_result(attack: Attack, victim: sm.Victim) -> None:
+    """Equal seeds, equal rows and evidence, wherever the global random stream stands."""
+    first = attack.evaluate(victim, threat=None, seed=3, examples=20)
+    torch.rand(7)
+    second = attack.evaluate(victim, threat=None, seed=3, examples=20)
+    assert same(timeless(first), timeless(second))
+
+
+def law_leaves_no_trace(attack: Attack, victim: sm.Victim) -> None:
+    """The victim is as it was, even one whose parts were in different modes."""
+    next(iter(victim.module.children())).train()
+    try:
+        with untouched(victim.module):
+            attack.evaluate(victim, threat=None, seed=0, examples=20)
+    finally:
+        victim.module.eval()
+
+
+def law_judged_on_what_is_served(attack: Evasion, victim: sm.Victim) -> None:
+    """A served constant scores what the constant scores, whatever the module would have said."""
+    served = Constant(victim.served)
+    constant = dataclasses.replace(victim, served=served)
+    test = victim.splits.test.take(slice(0, 20))
+    expected = victim.task.score.measure(served, test).value
+    (row,) = attack.evaluate(constant, threat=None, seed=0, examples=20).rows
+    assert row.value == expected
+
+
+class Constant(Served):
+    """The answer to the first query, to every query."""
+
+    def __init__(self, inner: Served) -> None:
+        self.inner, self.answer = inner, None
+
+    def __call__(self, inputs: Tree) -> Tensor:
+        if self.answer is None:
+            self.answer = self.inner(inputs)[:1]
+        return self.answer.expand(len(next(leaves(inputs))), *self.answer.shape[1:])
+
+
+def law_stays_in_threat(attack: Evasion, victim: sm.Victim, threat: Threat | None = None) -> None:
+    """Every changed input lies in its threat and in its surface; batches of 0 and 1 pass; radius 0 changes nothing."""
+    task = victim.task
+    threat = threat or task.threat
+    assert threat is not None
+    surface = task.surface(threat)
+    access, rng = WhiteBox.open(victim), torch.Generator().manual_seed(0)
+    for n in (0, 1, 12):
+        batch = victim.splits.test.take(slice(0, n))
+        changed = attack_batch(attack, access, batch, threat, rng)
+        assert len(changed) == n
+        before, after = surface.get(batch.inputs), surface.get(changed.inputs)
+        assert bool((threat.size(before, after) <= threat.radius + 1e-6).all()), "outside the threat"
+        surface.check(changed.inputs)
+    nothing = attack_batch(attack, access, batch, dataclasses.replace(threat, radius=0), rng)
+    assert torch.equal(surface.get(nothing.inputs), surface.get(batch.inputs)), "radius 0 changed an input"
+
+
+def law_beats_chance_perturbation(attack: Evasion, victim: sm.Victim) -> None:
+    """The losses it reaches are above those of random changes of the same size."""
+    task, test = victim.task, victim.splits.test.take(slice(0, 30))
+    threat = task.threat
+    assert threat is not None
+    surface, rng = task.surface(threat), torch.Generator().manual_seed(1)
+    clean = surface.get(test.inputs)
+    if isinstance(threat, Ball):
+        noise = threat.project(surface, clean, clean + threat.radius * threat.sample(clean, rng).sign())
+    else:
+        words = torch.randint(1, surface.vocabulary, clean.shape, generator=rng)
+        noise = threat.project(surface, clean, words)
+    access = WhiteBox.open(victim)
+    changed = attack_batch(attack, access, test, threat, rng)
+    random = task.loss(access, Batch(surface.put(test.inputs, noise), test.target)).mean()
+    reached = task.loss(access, changed).mean()
+    assert reached > random
+
+
+def law_obeys_budget(attack: Extraction, victim: sm.Victim) -> None:
+    """No more queries than the budget, and a budget of one is enough to run."""
+    for budget in (1, attack.queries):
+        rows = dataclasses.replace(attack, queries=budget).evaluate(victim, threat=None, seed=0, examples=20).rows
+        assert all(row.queries <= budget for row in rows)
+
+
+def law_scores_each_example(attack: Membership, victim: sm.Victim) -> None:
+    """One finite score an example, batches of 0 and 1 included; the rows lie in [0, 1]."""
+    from secure_ml.access import BlackBox
+
+    for n in (0, 1, 10):
+        access = BlackBox(victim.task, victim.served, attack.reveal)
+        batch = victim.splits.test.take(slice(0, n))
+        scores = attack.score(access, batch, victim.splits.aux, torch.Generator())
+        assert scores.shape == (n,)
+        assert bool(scores.isfinite().all())
+    rows = attack.evaluate(victim, threat=None, seed=0, examples=20).rows
+    assert all(row.value is None or 0 <= row.value <= 1 for row in rows)
+
+
+# -- defenses ---------------------------------------------------------------------------------------------------------
+
+
+def law_served_well(defense: Defense, name: str) -> None:
+    """Answers are well-formed, agree with the module's, return after saving, and the module is left clean."""
+    victim = tiny_victim(name, defense)
+    test = victim.splits.test
+    answers = victim.served(test.inputs)
+    victim.task.output.check(answers, len(test))
+    with torch.no_grad():
+        twin = victim.module(test.inputs)
+    assert victim.task.output.fidelity(answers, twin).value > 0.999, "the served answers are not the module's"
+    for part in victim.module.modules():
+        assert not (part._forward_hooks or part._backward_hooks or part._forward_pre_hooks), "hooks were left behind"
+        assert not part.training
+    for parameter in victim.module.parameters():
+        assert parameter.grad is None or not vars(parameter), "gradients were left behind"
+        assert not any("grad_sample" in key for key in vars(parameter)), "per-example gradients were left behind"
+
+
+def law_training_leaves_no_trace(defense: Defense, name: str) -> None:
+    """Training moves neither the global stream nor what it was given; equal seeds give equal weights."""
+    probe = nn.Linear(1, 1)
+    with untouched(probe):
+        first = sm.fit(tiny_task(name), [defense], seed=5, device="cpu")
+    torch.rand(3)
+    second = sm.fit(tiny_task(name), [defense], seed=5, device="cpu")
+    assert same(list(first.module.state_dict().values()), list(second.module.state_dict().values()))
+
+
+def law_adapts_a_copy(defense: Defense, name: str) -> None:
+    """The module handed to ``adapt`` stays as it was."""
+    module = tiny_task(name).build()
+    before, kinds = repr(module), list(module.state_dict())
+    defense.adapt(module)
+    assert (repr(module), list(module.state_dict())) == (before, kinds)
+
+
+def trained_on(defenses: list[Defense], name: str, batches: list[Tensor]) -> list[Tensor]:
+    """The weights after training on these batches, whatever sampler a defense asks for."""
+    import warnings
+
+    task = tiny_task(name)
+    with seeded(1, "law"), warnings.catch_warnings():
+        plan: Plan = make_plan(task, defenses, 0, CPU)
+        fixed = Loader(plan.loader.data, batches, len(batches))
+        plan = dataclasses.replace(plan, loader=fixed, epochs=2, patience=None)
+        train(plan)
+    return [value.detach().clone() for value in plan.module.parameters()]
+
+
+def law_neutral_is_plain(cls: type[Defense], name: str) -> None:
+    """The neutral setting, on the same batches, equals plain training to 1e-6; the tiny setting does not."""
+    neutral = cls.neutral()
+    assert neutral is not None
+    task = tiny_task(name)
+    n = len(task.draw(0).train)
+    size = min(4 * task.recipe.batch_size, n)  # what DP-SGD expects
+    batches = [torch.arange(n).roll(shift)[:size] for shift in (0, 17, 31)]
+    plain = trained_on([], name, batches)
+    same_as_plain = trained_on([neutral], name, batches)
+    for one, other in zip(plain, same_as_plain, strict=True):
+        assert torch.allclose(one, other, atol=1e-6, rtol=1e-6), f"differs by {(one - other).abs().max():.2g}"
+    moved = trained_on([cls.tiny()], name, batches)
+    assert any(not torch.allclose(a, b, atol=1e-6, rtol=1e-6) for a, b in zip(plain, moved, strict=True)), (
+        "a setting that should protect trains like a bare model"
+    )
+
+
+def law_stacks(first: Defense, second: Defense, name: str) -> None:
+    """The two train and serve together, or refuse in one sentence."""
+    try:
+        victim = sm.fit(tiny_task(name), [first, second], seed=0, device="cpu")
+    except sm.SecureMLError as error:
+        assert len(str(error)) > 20
+        assert "\n" not in str(error)
+        return
+    victim.task.output.check(victim.served(victim.splits.test.inputs), len(victim.splits.test))
+
+
+# -- tasks and threats ------------------------------------------------------------------------------------------------
+
+
+def law_one_loss_per_example(task: sm.Task) -> None:
+    """The loss of an example depends on no other, and a batch of 0 or 1 has 0 or 1 of them."""
+    module = task.build().eval()
+    batch = task.draw(0).train.take(slice(0, 6))
+    losses = task.loss(module, batch)
+    assert losses.shape == (6,)
+    for n in (0, 1):
+        assert task.loss(module, batch.take(slice(0, n))).shape == (n,)
+    for i in range(6):
+        alone = task.loss(module, batch.take(slice(i, i + 1)))
+        assert torch.allclose(losses[i : i + 1], alone, atol=1e-5), "an example's loss depends on its neighbours"
+
+
+def law_per_example_gradients(task: sm.Task) -> None:
+    """Opacus's gradient of each example equals that of a loop over examples."""
+    import warnings
+
+    from opacus import GradSampleModule
+
+    batch = task.draw(0).train.take(slice(0, 5))
+    torch.manual_seed(0)
+    module = task.build()
+    expected = []
+    for i in range(5):
+        losses = task.loss(module, batch.take(slice(i, i + 1)))
+        expected.append(torch.autograd.grad(losses.sum(), list(module.parameters())))
+    wrapped = GradSampleModule(module, loss_reduction="sum")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        task.loss(wrapped, batch).sum().backward()
+    for index, parameter in enumerate(wrapped.parameters()):
+        loop = torch.stack([grads[index] for grads in expected])
+        assert torch.allclose(parameter.grad_sample, loop, rtol=1e-4, atol=1e-6)
+
+
+def law_splits(task: sm.Task) -> None:
+    """Splits of one seed are equal, of two seeds not; every part is inside its surfaces; parts share no example."""
+    first, again, other = task.draw(0), task.draw(0), task.draw(1)
+    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+    for part in first.parts().values():
+        for surface in task.surfaces:
+            surface.check(part.inputs)
+    seen: set[bytes] = set()
+    shared = 0
+    for part in first.parts().values():
+        rows = [next(leaves(part.take(slice(i, i + 1)).inputs)).numpy().tobytes() for i in range(len(part))]
+        shared += sum(row in seen for row in rows)
+        seen |= set(rows)
+    assert shared <= 0.05 * len(seen), f"{shared} inputs lie in two parts"
+
+
+def law_projects(threat: Threat, surface: sm.Box | sm.Tokens, clean: Tensor) -> None:
+    """Projection ends inside, is the identity inside, heals what is no number, and samples stay inside."""
+    rng = torch.Generator().manual_seed(0)
+    if isinstance(threat, Ball):
+        wild = [clean + 3 * torch.randn(clean.shape, generator=rng), torch.full_like(clean, torch.nan)]
+        inside = threat.sample(clean, rng)
+        assert bool((threat.norm(inside) <= threat.radius + 1e-6).all()), "a sample lies outside"
+    else:
+        wild = [torch.randint(-5, 100, clean.shape, generator=rng)]
+    for proposal in wild:
+        near = threat.project(surface, clean, proposal)
+        assert bool((threat.size(clean, near) <= threat.radius + 1e-6).all()), "the projection lies outside"
+        surface.check(near)
+        assert torch.allclose(threat.project(surface, clean, near).double(), near.double(), atol=1e-6)

@@ -1,0 +1,109 @@
+"""Everything that exists, under every law."""
+
+from itertools import product
+
+import pytest
+import torch
+
+import secure_ml as sm
+from secure_ml.families.evasion import Evasion
+from secure_ml.families.extraction import Extraction
+from secure_ml.families.membership import Membership
+from tests import laws
+from tests.laws import ATTACKS, DEFENSES, TASKS, applies, tiny_task, tiny_victim
+
+METHODS = [*ATTACKS.values(), *DEFENSES.values()]
+PAIRS = [(a, t) for a, t in product(ATTACKS.values(), TASKS) if applies(a.tiny(), tiny_task(t))]
+EVASIONS, EXTRACTIONS, MEMBERSHIPS = (
+    [(a.tiny(), t) for a, t in PAIRS if issubclass(a, family)] for family in (Evasion, Extraction, Membership)
+)
+GUARDS = [(d.tiny(), t) for d, t in product(DEFENSES.values(), TASKS) if applies(d.tiny(), tiny_task(t))]
+SMALL = [(d, t) for d, t in GUARDS if not (type(d).__name__ == "Homomorphic" and "mnist" in t)]
+NEUTRAL = [(type(d), t) for d, t in GUARDS if type(d).neutral() is not None]
+STACKS = list(product(DEFENSES.values(), DEFENSES.values()))
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(ATTACKS) >= 4
+    assert len(DEFENSES) >= 4
+    assert len(TASKS) >= 7
+    assert min(map(len, (EVASIONS, EXTRACTIONS, MEMBERSHIPS, NEUTRAL))) >= 7
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_settings_are_values(cls: type) -> None:
+    laws.law_settings_are_values(cls)
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_documented(cls: type) -> None:
+    laws.law_documented(cls)
+
+
+@pytest.mark.parametrize(("cls", "name"), PAIRS)
+def test_same_seed_same_result(cls: type[sm.Attack], name: str) -> None:
+    laws.law_same_seed_same_result(cls.tiny(), tiny_victim(name))
+
+
+@pytest.mark.parametrize(("cls", "name"), PAIRS)
+def test_attack_leaves_no_trace(cls: type[sm.Attack], name: str) -> None:
+    laws.law_leaves_no_trace(cls.tiny(), tiny_victim(name))
+
+
+@pytest.mark.parametrize(("attack", "name"), EVASIONS)
+def test_evasion(attack: Evasion, name: str) -> None:
+    laws.law_stays_in_threat(attack, tiny_victim(name))
+    laws.law_judged_on_what_is_served(attack, tiny_victim(name))
+    laws.law_beats_chance_perturbation(attack, tiny_victim(name))
+
+
+@pytest.mark.parametrize(("attack", "name"), EXTRACTIONS)
+def test_extraction_obeys_budget(attack: Extraction, name: str) -> None:
+    laws.law_obeys_budget(attack, tiny_victim(name))
+
+
+@pytest.mark.parametrize(("attack", "name"), MEMBERSHIPS)
+def test_membership_scores_each_example(attack: Membership, name: str) -> None:
+    laws.law_scores_each_example(attack, tiny_victim(name))
+
+
+@pytest.mark.parametrize(("defense", "name"), SMALL)
+def test_served_well(defense: sm.Defense, name: str) -> None:
+    laws.law_served_well(defense, name)
+
+
+@pytest.mark.parametrize(("defense", "name"), [pair for pair in SMALL if "mnist" not in pair[1]])
+def test_training_leaves_no_trace(defense: sm.Defense, name: str) -> None:
+    laws.law_training_leaves_no_trace(defense, name)
+    laws.law_adapts_a_copy(defense, name)
+
+
+@pytest.mark.parametrize(("cls", "name"), NEUTRAL)
+def test_neutral_is_plain(cls: type[sm.Defense], name: str) -> None:
+    laws.law_neutral_is_plain(cls, name)
+
+
+@pytest.mark.parametrize(("first", "second"), STACKS)
+@pytest.mark.parametrize("name", ["digits_mlp", "linear_regression", "text_embedding"])
+def test_stacks(first: type[sm.Defense], second: type[sm.Defense], name: str) -> None:
+    laws.law_stacks(first.tiny(), second.tiny(), name)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task(name: str) -> None:
+    task = tiny_task(name)
+    laws.law_one_loss_per_example(task)
+    laws.law_per_example_gradients(task)
+    laws.law_splits(task)
+
+
+@pytest.mark.parametrize("threat", [sm.Linf(0.1), sm.L2(0.5), sm.Linf(0.0), sm.L2(0.0)])
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_ball_projects(threat: sm.Linf, n: int) -> None:
+    laws.law_projects(threat, sm.Box(), torch.rand(n, 3, 4, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3])
+def test_edits_project(radius: int) -> None:
+    tokens = torch.randint(0, 20, (5, 7), generator=torch.Generator().manual_seed(0))
+    laws.law_projects(sm.Edits(radius), sm.Tokens(20), tokens)
