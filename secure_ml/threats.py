@@ -111,8 +111,10 @@ class L2(Ball):
         return delta * _broadcast(factor, delta)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The gradient over its length; 0 where the gradient is 0."""
-        return gradient / _broadcast(self.norm(gradient).clamp(min=1e-30), gradient)
+        """The gradient over its length, however small; 0 where the gradient is 0."""
+        largest = _broadcast(Linf(0).norm(gradient), gradient)
+        even = torch.where(largest > 0, gradient / largest, gradient)
+        return even / _broadcast(self.norm(even).clamp(min=1.0), even)
 
     def sample(self, like: Tensor, rng: torch.Generator) -> Tensor:
         """Uniform in the ball: a random direction at radius ``u^(1/d)``."""
