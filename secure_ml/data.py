@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def table(path: Path | str, target: str = "y") -> Batch:
     require(path.exists(), f"there is no data file {path}")
     try:
         inputs, labels = _read_npz(path, target) if path.suffix == ".npz" else _read_csv(path, target)
-    except (OSError, ValueError, EOFError, zlib.error, StopIteration) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error, StopIteration) as error:
         raise UsageError(f"{path} cannot be read as a data set: {_first_line(error)}") from None
     require(len(inputs) == len(labels), f"{path} has {len(inputs)} inputs but {len(labels)} targets")
     require(bool(np.isfinite(inputs).all()), f"{path} has inputs that are missing or not finite")
@@ -126,7 +127,7 @@ def hashed_tokens(texts: list[str], vocabulary: int, length: int) -> Tensor:
 
 
 def _read_npz(path: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         for name in ("x", target):
             require(name in arrays, f"{path} has no array called {name!r}; it holds {', '.join(arrays)}")
         return arrays["x"], arrays[target]

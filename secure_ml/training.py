@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secure_ml.batch import Batch
 from secure_ml.defense import Defense
-from secure_ml.errors import UsageError
+from secure_ml.errors import UsageError, require
 from secure_ml.randomness import generator, seeded
 from secure_ml.task import Loss, Recipe, Task
 from secure_ml.victim import Plain, Victim, build, resolve_device, serve
@@ -133,6 +133,7 @@ def make_plan(
     """The plan of a task's own recipe, rewritten by each defense in turn."""
     recipe, splits = task.recipe, task.draw(seed).to(device)
     module = build(task, defenses, seed).to(device).train()
+    require(any(p.requires_grad for p in module.parameters()), f"{task}: the module has no parameters to train")
     task.check(module, splits)
     n = len(splits.train)
     sampler = Shuffled(n, recipe.batch_size, generator(seed, "order"))

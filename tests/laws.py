@@ -109,7 +109,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 def timeless(result: Result) -> tuple[object, ...]:
     """A result without its seconds."""
-    rows = [dataclasses.replace(row, seconds=0.0) for row in result.rows]
+    rows = [dataclasses.replace(row, seconds=0.0) for row in result.rows if row.unit != "seconds"]
     return rows, [result.evidence[name] for name in sorted(result.evidence)]
 
 

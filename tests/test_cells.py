@@ -166,7 +166,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
             break
     time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     kept = len(list((tmp_path / "killed" / "cells").glob("[!.]*")))
     assert 1 <= kept < 48
     resumed, heard = run(Store(folder=tmp_path / "killed"), cells(6))

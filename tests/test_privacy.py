@@ -161,7 +161,7 @@ def test_refusals() -> None:
         sm.fit(task, [DPSGD(noise=1.0), DPSGD(noise=1.0)], device="cpu")
 
 
-# -- membership ---------------------------------------------------------------------------------------------------------
+# -- membership ----------------------------------------------------------------------------------------------------
 
 
 def test_rates_against_scikit_learn_with_and_without_ties() -> None:

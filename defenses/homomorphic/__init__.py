@@ -69,7 +69,7 @@ class Homomorphic(Defense):
     def prepare(self, plan: Plan) -> Plan:
         """The plan at a lower learning rate; raises `NotApplicable` before training where the program would not fit."""
         sample = plan.loader.data.take(slice(0, 1)).inputs
-        program = compile_module(plan.module, sample)
+        program = compile_module(self.adapt(build(plan.task, (), plan.seed)), sample)
         Parameters.for_depth(program.depth)
         if program.products > self.products:
             raise NotApplicable(

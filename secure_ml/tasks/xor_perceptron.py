@@ -10,7 +10,7 @@ from secure_ml.task import Recipe, Task
 from secure_ml.threats import Linf
 
 
-def xor_perceptron(*, hidden: int = 4, noise: float = 0.25, tiny: bool = False) -> Task:
+def xor_perceptron(*, hidden: int = 4, noise: float = 0.2, tiny: bool = False) -> Task:
     """Noisy XOR of two numbers in [0, 1], a perceptron with one hidden layer of sigmoid units, one logit.
 
     Args:
@@ -26,7 +26,7 @@ def xor_perceptron(*, hidden: int = 4, noise: float = 0.25, tiny: bool = False) 
         sizes = (64, 16, 32, 32) if tiny else (400, 100, 1000, 500)
         return Splits(*(_corners(n, noise, rng) for n in sizes))
 
-    settings = {"hidden": (hidden, 4), "noise": (noise, 0.25), "tiny": (tiny, False)}
+    settings = {"hidden": (hidden, 4), "noise": (noise, 0.2), "tiny": (tiny, False)}
     return Task(
         name="xor_perceptron",
         build=build,
