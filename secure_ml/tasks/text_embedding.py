@@ -17,7 +17,7 @@ from secure_ml.threats import Edits
 LENGTH = 40
 
 
-def text_embedding(*, vocabulary: int = 8192, width: int = 32, tiny: bool = False) -> Task:
+def text_embedding(*, vocabulary: int = 16384, width: int = 32, tiny: bool = False) -> Task:
     """Sentiment of film reviews (SST-2, 6,920 and 1,821 sentences), a bag of word embeddings and one dense layer.
 
     Args:
@@ -26,7 +26,7 @@ def text_embedding(*, vocabulary: int = 8192, width: int = 32, tiny: bool = Fals
         tiny: 200 sentences made from lists of words, 64 word numbers of length 4, 3 epochs.
     """
     vocabulary, width = (64, 4) if tiny else (vocabulary, width)
-    settings = {"vocabulary": (vocabulary, 8192), "width": (width, 32)}
+    settings = {"vocabulary": (vocabulary, 16384), "width": (width, 32)}
     options = ", ".join(f"{name}={value!r}" for name, (value, default) in settings.items() if value != default)
     return Task(
         name="text_embedding",
@@ -34,25 +34,34 @@ def text_embedding(*, vocabulary: int = 8192, width: int = 32, tiny: bool = Fals
         data=partial(_made_up if tiny else _reviews, vocabulary),
         surfaces=(Tokens(vocabulary),),
         threat=Edits(2),
-        recipe=Recipe(epochs=3 if tiny else 12, batch_size=64, optimizer="Adam", learning_rate=3e-3),
+        recipe=Recipe(
+            epochs=3 if tiny else 20,
+            batch_size=64,
+            optimizer="AdamW",
+            learning_rate=3e-3,
+            weight_decay=0.01,
+            patience=4,
+        ),
         unit="sentence",
         options="tiny=True" if tiny else options,
     )
 
 
 class BagOfWords(nn.Module):
-    """The mean of the words' vectors, then a linear layer: tokens ``(B, L)``, 0 for padding, to logits ``(B, 2)``."""
+    """The mean of the words' vectors, dropout, a linear layer: tokens ``(B, L)``, 0 for padding, to logits ``(B, 2)``."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.dropout = nn.Dropout(0.5)
         self.output = nn.Linear(width, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits; a sentence without words counts as a zero vector."""
         there = (tokens != 0).to(self.output.weight.dtype)[..., None]
         mean = (self.embedding(tokens) * there).sum(1) / there.sum(1).clamp(min=1)
-        return cast("Tensor", self.output(mean))
+        return cast("Tensor", self.output(self.dropout(mean)))
 
 
 def _reviews(vocabulary: int, rng: torch.Generator) -> Splits:
