@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import tyro
 
 from experiments._catalog import attacks, defenses
 from secure_ml.discovery import task_builders
+from secure_ml.errors import NotApplicable
+from secure_ml.training import make_plan
 
 Entry = dict[str, Any]
 
@@ -25,11 +28,17 @@ class List:
 
     json: bool = False
     """Print JSON instead of text."""
+    not_applicable: bool = False
+    """Print the pairs of a task and a method that have no meaning together, with the reason."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the catalogue."""
     options = tyro.cli(List, args=list(argv), prog="secure-ml list")
+    if options.not_applicable:
+        for task, method, why in not_applicable():
+            print(f"{task} / {method}: {why}")
+        return 0
     known = catalogue()
     if options.json:
         print(json.dumps(known, indent=2))
@@ -51,6 +60,24 @@ def catalogue() -> dict[str, list[Entry]]:
         "attacks": [{**_entry(name, cls), "family": cls.family} for name, cls in attacks().items()],
         "defenses": [_entry(name, cls) for name, cls in defenses().items()],
     }
+
+
+def not_applicable() -> list[tuple[str, str, str]]:
+    """Every task, every method that has no meaning for it, and why: found on the tiny variants."""
+    found = []
+    for task in (build(tiny=True) for build in task_builders().values()):
+        for name, cls in attacks().items():
+            try:
+                cls().check(task, None)
+            except NotApplicable as why:
+                found.append((task.name, name, str(why)))
+        for name, guard in defenses().items():
+            try:
+                guard().check(task)
+                make_plan(task, [guard()], 0, torch.device("cpu"))
+            except NotApplicable as why:
+                found.append((task.name, name, str(why)))
+    return found
 
 
 def _entry(name: str, cls: type[Any]) -> Entry:

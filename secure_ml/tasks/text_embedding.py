@@ -48,7 +48,7 @@ def text_embedding(*, vocabulary: int = 16384, width: int = 32, tiny: bool = Fal
 
 
 class BagOfWords(nn.Module):
-    """The mean of the words' vectors, dropout, a linear layer: tokens ``(B, L)``, 0 for padding, to logits ``(B, 2)``."""
+    """The mean of the words' vectors, dropout, one layer: tokens ``(B, L)``, 0 for none, to logits ``(B, 2)``."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()

@@ -1,0 +1,61 @@
+"""Keep a run's pooled rows, with versions and hardware, as a record that documents draw their tables from.
+
+    python -m benchmarks.record RUN NAME COMMAND...
+
+writes ``benchmarks/results/NAME.json`` from ``RUN/rows.jsonl``; COMMAND is what printed them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from secure_ml.rows import Row, row_from
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "torchvision", "opacus", "tenseal", "numpy", "scikit-learn", "secure-ml")
+
+
+def main(run: str, name: str, *command: str) -> None:
+    """Write the record."""
+    rows = [row_from(json.loads(line)) for line in (Path(run) / "rows.jsonl").read_text().splitlines()]
+    record = {
+        "command": " ".join(command),
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "hardware": hardware(),
+        "rows": [asdict(row) for row in rows if row.pooled],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, its cores and the GPU, as far as they tell."""
+    import torch
+
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), platform.processor()
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu}
+
+
+def read(name: str) -> tuple[dict[str, Any], list[Row]]:
+    """A record and its rows."""
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    return record, [row_from(row) for row in record["rows"]]
+
+
+def _cpu_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
