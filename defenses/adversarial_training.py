@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -40,7 +41,8 @@ class AdversarialTraining(Defense):
 
     def __post_init__(self) -> None:
         require(
-            self.radius is None or self.radius >= 0, f"adversarial training needs a radius >= 0; given {self.radius}"
+            self.radius is None or 0 <= self.radius < math.inf,
+            f"adversarial training needs a radius >= 0; given {self.radius}",
         )
 
     def check(self, task: Task) -> None:

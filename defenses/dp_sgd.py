@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 from secure_ml.defense import Defense
 from secure_ml.errors import UsageError, require
-from secure_ml.randomness import generator
+from secure_ml.randomness import generator, seeded
 from secure_ml.training import Loader, Plan
 from secure_ml.victim import Claim, Victim
 
 if TYPE_CHECKING:
     from opacus import GradSampleModule
     from opacus.accountants import IAccountant
+    from opacus.optimizers import DPOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ class DPSGD(Defense):
         from opacus.accountants import PRVAccountant
         from opacus.optimizers import DPOptimizer
 
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
         require(
             not isinstance(plan.optimizer, DPOptimizer),
             "DP-SGD stands twice in the stack: its noise would be accounted for once; list it once",
@@ -87,15 +90,15 @@ class DPSGD(Defense):
             f"delta {self.delta} is not below 1/n = {1 / n:.2g}: a mechanism that publishes one of the {n} "
             f"examples would pass; use {10 ** -math.ceil(math.log10(n) + 1):.0e}",
         )
+        _refuse_layers(plan)
         _refuse_mixing(plan)
         size = min(self.batch_size or 4 * plan.task.recipe.batch_size, n)
         steps, epochs = math.ceil(n / size), self.epochs or plan.epochs
         noise = self.noise
         if noise is None:
             noise = noise_for(self.epsilon, self.delta, size / n, steps * epochs)
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
         module = GradSampleModule(plan.module, loss_reduction="mean")
-        optimizer = DPOptimizer(
+        optimizer = _finite_optimizer()(
             plan.optimizer,
             noise_multiplier=noise,
             max_grad_norm=self.clip,
@@ -140,18 +143,18 @@ class DPSGD(Defense):
         ((noise, rate, steps),) = accountant.history
         if noise == 0 or self.clip >= 1e20:
             return victim
-        return replace(victim, claims=(*victim.claims, self._claim(accountant, victim, noise, rate, steps)))
+        return replace(victim, claims=(*victim.claims, self._claim(victim, noise, rate, steps)))
 
-    def _claim(self, accountant: IAccountant, victim: Victim, noise: float, rate: float, steps: int) -> Claim:
-        epsilon = epsilon_of(accountant, self.delta)
-        unit = victim.task.unit
+    def _claim(self, victim: Victim, noise: float, rate: float, steps: int) -> Claim:
+        epsilon, bound = epsilon_of([(noise, rate, steps)], self.delta)
+        unit, given = victim.task.unit, "".join(f"; given that {fact}" for fact in victim.task.assumes)
         return Claim(
             kind="differential privacy",
             short=f"({epsilon:.2f}, {self.delta:g})-DP",
             statement=(
                 f"({epsilon:.4g}, {self.delta:g})-differential privacy of the training {unit}s: add/remove-one, "
-                f"Poisson sampling at rate {rate:.4g}, {steps} steps, noise {noise:.4g}, clip {self.clip:g}, PRV "
-                "accountant's upper bound; seeded noise, for research"
+                f"Poisson sampling at rate {rate:.4g}, {steps} steps, noise {noise:.4g}, clip {self.clip:g}, {bound} "
+                f"accountant's upper bound; seeded noise, for research{given}"
             ),
             values={
                 "epsilon": epsilon,
@@ -159,13 +162,30 @@ class DPSGD(Defense):
                 "unit": unit,
                 "relation": "add/remove-one",
                 "sampling": "Poisson",
-                "accountant": "PRV",
+                "accountant": bound,
                 "steps": steps,
                 "q": rate,
                 "sigma": noise,
                 "clip": self.clip,
             },
         )
+
+
+@cache
+def _finite_optimizer() -> type[DPOptimizer]:
+    """Opacus's optimizer, with what is not finite in an example's gradient counted as 0 before it is clipped.
+
+    Otherwise one example could make the whole update NaN: more than any clip allows it.
+    """
+    from opacus.optimizers import DPOptimizer
+
+    class FiniteDPOptimizer(DPOptimizer):  # type: ignore[misc]
+        def clip_and_accumulate(self) -> None:
+            for gradient in self.grad_samples:
+                gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            super().clip_and_accumulate()
+
+    return FiniteDPOptimizer
 
 
 class Poisson:
@@ -183,31 +203,51 @@ class Poisson:
 
 @cache
 def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise multiplier whose PRV upper bound stays within the budget, to 0.1 % of epsilon."""
-    from opacus.accountants.utils import get_noise_multiplier
+    """The least noise multiplier, to 0.1 % of epsilon, whose upper bound stays within the budget."""
 
-    try:
-        with _quiet_orders():
-            noise = get_noise_multiplier(
-                target_epsilon=epsilon,
-                target_delta=delta,
-                sample_rate=rate,
-                steps=steps,
-                accountant="prv",
-                epsilon_tolerance=epsilon * 1e-3,
+    from scipy.optimize import brentq
+
+    def excess(noise: float) -> float:
+        return epsilon_of([(noise, rate, steps)], delta)[0] - 0.9995 * epsilon
+
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+        if high > 1e5:
+            raise UsageError(
+                f"epsilon {epsilon:g} at delta {delta:g} is out of reach in {steps} steps at sampling rate {rate:.3g}: "
+                "allow more, train for fewer epochs, or use smaller batches"
             )
-    except ValueError:
-        raise UsageError(
-            f"epsilon {epsilon:g} at delta {delta:g} is out of reach in {steps} steps at sampling rate {rate:.3g}: "
-            "allow more, train for fewer epochs, or use smaller batches"
-        ) from None
-    return float(noise)
+    low = high / 2
+    while excess(low) < 0:
+        low /= 2
+    noise = float(brentq(excess, low, high, xtol=1e-4 * low, rtol=1e-5))
+    while excess(noise) > 0.0005 * epsilon:
+        noise *= 1.0001
+    return noise
 
 
-def epsilon_of(accountant: IAccountant, delta: float) -> float:
-    """The accountant's upper bound on epsilon for everything in its history."""
+def epsilon_of(history: list[tuple[float, float, int]], delta: float) -> tuple[float, str]:
+    """An upper bound on epsilon for a history of (noise, sampling rate, steps), and the accountant that gives it.
+
+    PRV's; of budgets that protect nothing (RDP says above 100), RDP's, since PRV's grid would not fit in memory.
+    """
+    from opacus.accountants import PRVAccountant, RDPAccountant
+
     with _quiet_orders():
-        return float(accountant.get_epsilon(delta))
+        loose = RDPAccountant()
+        loose.history = history
+        epsilon = float(loose.get_epsilon(delta))
+        if epsilon > 100:
+            return epsilon, "RDP"
+        tight = PRVAccountant()
+        tight.history = history
+        return float(tight.get_epsilon(delta, eps_error=_grid(epsilon))), "PRV"
+
+
+def _grid(epsilon: float) -> float:
+    """The error that PRV may make: 0.3 % of epsilon, between 0.0001 (what memory allows) and 0.01."""
+    return min(0.01, max(0.0001, 0.003 * epsilon))
 
 
 @contextmanager
@@ -230,7 +270,7 @@ def without_hooks(module: nn.Module) -> Iterator[None]:
         wrapped.enable_hooks()
 
 
-def _refuse_mixing(plan: Plan) -> None:
+def _refuse_layers(plan: Plan) -> None:
     """Raise `UsageError` for layers that Opacus cannot train with a guarantee."""
     from opacus.validators import ModuleValidator
 
@@ -241,6 +281,49 @@ def _refuse_mixing(plan: Plan) -> None:
             f"{plan.task}: DP-SGD cannot train {layers or 'this module'}: {str(errors[0]).split('.')[0]}; "
             "use GroupNorm, or no normalisation"
         )
+
+
+def _refuse_mixing(plan: Plan) -> None:
+    """Raise `UsageError` unless Opacus's gradient of each of a few examples is that example's own.
+
+    It is not where a loss or a module compares examples, where one example takes several rows of a layer's batch,
+    or where a weight is used behind Opacus's back; each would break the bound on what one example contributes.
+    """
+    from opacus import GradSampleModule
+
+    few = plan.loader.data.take(slice(0, 3))
+    alone, together = (_without_dropout(deepcopy(plan.module)) for _ in range(2))
+    loop = []
+    for i in range(len(few)):
+        with seeded(plan.seed, "check"):
+            loss = plan.loss(alone, few.take(slice(i, i + 1))).sum()
+        weights = [p for p in alone.parameters() if p.requires_grad]
+        loop.append(torch.autograd.grad(loss, weights, allow_unused=True))
+    wrapped = GradSampleModule(together, loss_reduction="sum")
+    with seeded(plan.seed, "check"):
+        losses = plan.loss(wrapped, few)
+    trained = [(name, p) for name, p in together.named_parameters() if p.requires_grad]
+    torch.autograd.grad(losses.sum(), [p for _, p in trained], allow_unused=True)  # the hooks write grad_sample
+    for (name, parameter), own in zip(trained, zip(*loop, strict=True), strict=True):
+        rows = getattr(parameter, "grad_sample", None)
+        if own[0] is None or rows is None:
+            raise UsageError(
+                f"{plan.task}: {name} takes no part in the loss; freeze it (requires_grad=False) for DP-SGD"
+            )
+        expected = torch.stack([grad for grad in own if grad is not None])
+        if rows.shape != expected.shape or not torch.allclose(rows, expected, rtol=1e-2, atol=1e-5):
+            raise UsageError(
+                f"{plan.task}: the gradient of an example in {name} is not its own: the loss or the module mixes "
+                "examples, or spreads one over several rows; DP-SGD could not bound what it contributes"
+            )
+
+
+def _without_dropout(module: nn.Module) -> nn.Module:
+    """The module in training mode with dropout switched off, whose masks a loop draws differently."""
+    for layer in module.train().modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            layer.eval()
+    return module
 
 
 def _mixes(layer: nn.Module) -> bool:

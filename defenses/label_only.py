@@ -22,7 +22,7 @@ class LabelOnly(Defense):
     Covers: attacks that read confidence values. Does not cover: the weights, which are the bare model's; attacks
     that need labels only (the gap attack, extraction by labels, decision-based evasion). The class of an answer to
     ``(B, *shape)`` inputs is written as nearly certain logits, so that every score and loss still applies. Raises
-    `NotApplicable` for models that do not answer with classes.
+    `NotApplicable` for models that do not answer with classes, and behind encryption.
     """
 
     def check(self, task: Task) -> None:
@@ -31,7 +31,11 @@ class LabelOnly(Defense):
             raise NotApplicable(f"LabelOnly serves classes; {task.name} answers {type(task.output).__name__}")
 
     def serve(self, victim: Victim) -> Victim:
-        """The victim answering with labels."""
+        """The victim answering with labels; `NotApplicable` behind encryption, whose client sees the logits."""
+        if victim.served.decrypted_by_client:
+            raise NotApplicable(
+                "LabelOnly cannot stand behind encryption: the client who asks decrypts the logits themselves"
+            )
         return replace(victim, served=Labels(victim.served, victim.task.output))
 
 

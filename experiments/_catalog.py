@@ -18,7 +18,7 @@ from secure_ml import data
 from secure_ml.attack import Attack
 from secure_ml.defense import Defense
 from secure_ml.discovery import construct, methods, task, task_builders
-from secure_ml.errors import UsageError, unknown
+from secure_ml.errors import UsageError, require, unknown
 from secure_ml.task import Task
 from secure_ml.threats import L2, Edits, Linf, Threat
 
@@ -70,12 +70,19 @@ class Catalog:
         if short not in known:
             raise unknown(kind, name, known)
         given = {f.name: getattr(self.configured[short], f.name) for f in dataclasses.fields(known[short])}
-        return construct(kind, known[short], {**given, **settings})
+        made = construct(kind, known[short], {**given, **settings})
+        if isinstance(made, Defense) and made == type(made).neutral():
+            raise UsageError(f"{made!r} changes nothing: leave it out, or give it a setting that protects")
+        return made
 
 
 def threat_of(text: str) -> Threat:
-    """The threat of an expression: ``Linf(0.1)``, ``L2(1.5)``, ``Edits(2)``."""
-    return cast("Threat", _value(_parse(text), text))
+    """The threat of an expression: ``Linf(0.1)``, ``L2(1.5)``, ``Edits(2)``; one that allows nothing is refused."""
+    threat = _value(_parse(text), text)
+    if not isinstance(threat, Threat):
+        raise UsageError(f"{text!r} is not a threat; there are: {', '.join(THREATS)}")
+    require(threat.radius > 0, f"{text!r} allows no change at all; give it a radius above 0")
+    return threat
 
 
 def method_of(text: str) -> object:

@@ -16,6 +16,7 @@ from experiments._catalog import parse, set_data_directory
 from secure_ml.report import card, with_usage
 from secure_ml.rows import table
 from secure_ml.training import Observer, Step, fit
+from secure_ml.victim import MODEL_FILES, vacate, writable
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
     set_data_directory(options.data_dir)
     task, stack = catalog.task(options.task), catalog.stack(options.defense)
     folder = options.out or Path("runs") / "fit" / task.name
+    vacate(folder, MODEL_FILES, remove=False)
+    writable(folder.parent)
     with Progress(console=Console(stderr=True), transient=not sys.stderr.isatty()) as progress:
         observers = (_watch(progress),)
         victim = fit(task, stack, seed=options.seed, device=options.device, observers=observers)

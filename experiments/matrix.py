@@ -18,11 +18,11 @@ from experiments._plots import draw
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell, Store, run_cells
 from secure_ml.defense import stack_name
-from secure_ml.errors import UsageError, require
+from secure_ml.errors import require
 from secure_ml.report import verdict
 from secure_ml.rows import Row, save_rows, table
 from secure_ml.task import Task
-from secure_ml.victim import resolve_device
+from secure_ml.victim import resolve_device, writable
 
 DEFENSES = (
     "none",
@@ -73,11 +73,12 @@ def main(argv: Sequence[str]) -> int:
     """Run the matrix, keep rows and plots, print the tables."""
     options, catalog = parse(Matrix, argv, "secure-ml matrix")
     set_data_directory(options.data_dir)
-    for name in ("seeds", "examples", "threads"):
-        require(getattr(options, name) >= 1, f"--{name} must be at least 1; given {getattr(options, name)}")
+    for name in ("seeds", "examples", "threads", "workers"):
+        given = getattr(options, name)
+        require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
     cells = make_cells(options, catalog)
     device = resolve_device(options.device).type
-    store = Store(folder=_writable(options.out), device=device, threads=options.threads)
+    store = Store(folder=writable(options.out), device=device, threads=options.threads)
     workers = options.workers or (1 if device == "cuda" else max(1, (os.cpu_count() or 1) // options.threads))
     with _progress() as progress:
         bar = progress.add_task("training", total=len(cells))
@@ -95,9 +96,9 @@ def main(argv: Sequence[str]) -> int:
 
 def make_cells(options: Matrix, catalog: Catalog) -> list[Cell]:
     """All cells in the order of the table, the plain report of each victim first; `UsageError` for unknown names."""
-    tasks = [catalog.task(name) for name in options.task]
-    stacks = [catalog.stack(name) for name in options.defense]
-    tried = [catalog.attack(name) for name in options.attack or attacks()]
+    tasks = {repr(task): task for task in map(catalog.task, options.task)}.values()
+    stacks = dict.fromkeys(catalog.stack(name) for name in options.defense)
+    tried = dict.fromkeys(catalog.attack(name) for name in options.attack or attacks())
     threat = threat_of(options.threat) if options.threat else None
     return [
         Cell(task=task, defenses=stack, attack=attack, seed=seed, threat=threat, examples=options.examples)
@@ -122,17 +123,6 @@ def judge(cells: Sequence[Cell], results: Sequence[Result]) -> list[Row]:
 
 def _tasks(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.task for row in rows))
-
-
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from None
-    return folder
 
 
 def _progress() -> Progress:

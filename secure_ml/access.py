@@ -12,25 +12,13 @@ from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Tree, leaves
 from secure_ml.errors import BudgetExceeded
+from secure_ml.modes import evaluating
 from secure_ml.outputs import Reveal
-from secure_ml.task import Loss
 
 if TYPE_CHECKING:
     from secure_ml.surfaces import Surface
-    from secure_ml.task import Task
+    from secure_ml.task import Loss, Task
     from secure_ml.victim import Victim
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every submodule's own training flag returns afterwards."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in flags:
-            part.training = flag
 
 
 @dataclass(frozen=True)
@@ -67,13 +55,14 @@ class WhiteBox:
         self.queries += len(batch)
         self.gradients += len(batch)
         objective = self.task.loss if loss is None else loss
-        with evaluating(self.module), _first_output(self.module) as seen:
+        with evaluating(self.module), _outputs(self.module) as seen:
 
             def run(inputs: Tree) -> Tensor:
                 return objective(self.module, Batch(inputs, batch.target))
 
             losses, gradient = surface.gradient(self.module, batch.inputs, run)
-        return Ascent(losses, seen[0], gradient)
+        alone = len(seen) == 1 and len(seen[0]) == len(batch)
+        return Ascent(losses, seen[0] if alone else self(batch.inputs), gradient)
 
 
 class BlackBox:
@@ -104,9 +93,9 @@ class BlackBox:
 
 
 @contextmanager
-def _first_output(module: nn.Module) -> Iterator[list[Tensor]]:
+def _outputs(module: nn.Module) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, __, out: None if seen else seen.append(out.detach()))
+    handle = module.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
     try:
         yield seen
     finally:

@@ -74,20 +74,30 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The four disjoint parts of a data set; the victim's members are ``train``, the adversary owns ``aux``."""
+    """The disjoint parts of a data set; the victim's members are ``train``, the adversary owns ``aux``.
+
+    ``others`` are non-members drawn like the members, where the test split is not: from an official test set, say.
+    """
 
     train: Batch
     validation: Batch
     test: Batch
     aux: Batch
+    others: Batch | None = None
+
+    @property
+    def nonmembers(self) -> Batch:
+        """Examples of the members' own distribution that were not trained on."""
+        return self.test if self.others is None else self.others
 
     def to(self, device: torch.device) -> Splits:
         """All parts on another device."""
-        return Splits(*(part.to(device) for part in self.parts().values()))
+        return Splits(**{name: part.to(device) for name, part in self.parts().items()})
 
     def parts(self) -> dict[str, Batch]:
-        """The parts by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The parts that there are, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in named.items() if part is not None}
 
     def fingerprint(self) -> str:
         """A hash of every number in every part."""

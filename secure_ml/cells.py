@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from secure_ml.attack import Attack, Result
 from secure_ml.defense import Defense, stack_name
 from secure_ml.errors import NotApplicable, UsageError
-from secure_ml.identity import Unidentifiable, digest, identify
+from secure_ml.identity import Unidentifiable, digest, ground_floor, identify
 from secure_ml.report import card, with_usage
 from secure_ml.rows import Row, library_version, row_from
 from secure_ml.task import Task
@@ -29,6 +31,7 @@ from secure_ml.training import fit
 from secure_ml.victim import Victim, atomic_folder, resolve_device
 
 Stack = tuple[Defense, ...]
+PACKAGES = ("secure-ml", "torch", "torchvision", "opacus", "tenseal", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,7 @@ class Store:
         try:
             rows = json.loads((folder / "rows.json").read_text())
             known, usage = (tuple(row_from(row) for row in rows[part]) for part in ("rows", "usage"))
-            return Result(known, load_file(folder / "evidence.safetensors"), usage)
+            return Result(known, load_file(folder / "evidence.safetensors"), usage, rows["obstacle"])
         except (OSError, SafetensorError, ValueError, TypeError, KeyError):
             raise UsageError(f"the cell {folder} is corrupt: delete that folder, and it is computed again") from None
 
@@ -108,7 +111,8 @@ class Store:
         """Keep a result, all or nothing."""
         if job.name is None:
             return
-        rows = {"rows": [asdict(row) for row in result.rows], "usage": [asdict(row) for row in result.usage]}
+        rows: dict[str, object] = {"rows": [asdict(row) for row in result.rows]}
+        rows |= {"usage": [asdict(row) for row in result.usage], "obstacle": result.obstacle}
         with atomic_folder(self.folder / "cells" / job.name) as draft:
             (draft / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
             save_file({k: v.contiguous() for k, v in result.evidence.items()}, draft / "evidence.safetensors")
@@ -127,6 +131,7 @@ def run_cells(cells: Sequence[Cell], store: Store, workers: int, progress: Calla
     jobs = store.jobs(cells)
     done |= {i: kept for i, job in enumerate(jobs) if i not in done and (kept := store.read(job)) is not None}
     progress("found", len(done))
+    _sweep(store.folder)
     waiting = [i for i in range(len(jobs)) if i not in done]
     owners = {jobs[i].model: jobs[i] for i in reversed(waiting) if jobs[i].model and not store.trained(jobs[i])}
     for _ in _each(_train, store, list(enumerate(reversed(owners.values()))), workers):
@@ -140,6 +145,23 @@ def run_cells(cells: Sequence[Cell], store: Store, workers: int, progress: Calla
 T = TypeVar("T")
 
 
+def _sweep(folder: Path) -> None:
+    """Remove drafts that killed runs left behind more than an hour ago."""
+    for draft in (*folder.glob("cells/.*"), *folder.glob("models/.*")):
+        if time.time() - draft.stat().st_mtime > 3600:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _each(
     work: Callable[[Store, int, Job], tuple[int, T]], store: Store, jobs: list[tuple[int, Job]], workers: int
 ) -> Iterator[tuple[int, T]]:
@@ -151,24 +173,23 @@ def _each(
 
 
 def _train(store: Store, index: int, job: Job) -> tuple[int, None]:
-    torch.set_num_threads(store.threads)
-    with suppress(NotApplicable):  # the cells that need this victim will say why
+    with _threads(store.threads), suppress(NotApplicable):  # the cells that need this victim will say why
         store.victim(job)
     return index, None
 
 
 def _compute(store: Store, index: int, job: Job) -> tuple[int, Result]:
-    torch.set_num_threads(store.threads)
     cell = job.cell
     try:
-        victim = store.victim(job)
-        if cell.attack is None:
-            result = card(victim)
-        else:
-            attacked = cell.attack.evaluate(victim, threat=cell.threat, seed=cell.seed, examples=cell.examples)
-            result = with_usage(victim, attacked)
+        with _threads(store.threads):
+            victim = store.victim(job)
+            if cell.attack is None:
+                result = card(victim)
+            else:
+                result = cell.attack.evaluate(victim, threat=cell.threat, seed=cell.seed, examples=cell.examples)
+            result = with_usage(victim, result)
     except NotApplicable as why:
-        return index, _without_meaning(cell, str(why))
+        result = _without_meaning(cell, str(why))
     store.write(job, result)
     return index, result
 
@@ -200,5 +221,6 @@ def _without_meaning(cell: Cell, why: str) -> Result:
 
 def _machine(device: str, threads: int) -> tuple[str, ...]:
     """What may change a number besides the settings."""
-    place = resolve_device(device).type
-    return place, str(threads), library_version(), torch.__version__, version("torchvision"), platform.machine()
+    place = resolve_device(device)
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine()
+    return name, str(threads), *(f"{package} {version(package)}" for package in PACKAGES), ground_floor()

@@ -62,9 +62,9 @@ def images(name: str) -> tuple[Batch, Batch]:
 def sentences(name: str) -> tuple[list[str], Tensor]:
     """Texts and labels ``(n,)`` of a tab-separated file with the columns ``label`` and ``text``."""
     path = find(name, "a tab-separated file with the columns label and text")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         return [row["text"] for row in rows], torch.tensor([int(row["label"]) for row in rows])
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path} is not whole: every line needs a whole number as label, and a text") from None
@@ -74,18 +74,22 @@ def table(path: Path | str, target: str = "y") -> Batch:
     """A user's own data: inputs ``(n, d)`` and targets ``(n,)`` of a ``.npz`` or ``.csv`` (or ``.csv.gz``) file.
 
     A ``.npz`` holds the arrays ``x``, of any shape ``(n, ...)``, and ``target``; a CSV has a header, numbers only,
-    and a column named ``target``. Whole numbers as target are classes.
+    and a column named ``target``. Whole numbers of at most 100 kinds as target are classes, numbered in their order.
     """
     path = Path(path)
     require(path.exists(), f"there is no data file {path}")
     try:
         inputs, labels = _read_npz(path, target) if path.suffix == ".npz" else _read_csv(path, target)
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error, StopIteration) as error:
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error, StopIteration) as error:
         raise UsageError(f"{path} cannot be read as a data set: {_first_line(error)}") from None
     require(len(inputs) == len(labels), f"{path} has {len(inputs)} inputs but {len(labels)} targets")
+    require(inputs.ndim > 1 and inputs[0].size > 0, f"{path} has no inputs beside the target")
     require(bool(np.isfinite(inputs).all()), f"{path} has inputs that are missing or not finite")
-    whole = bool((labels == np.round(labels)).all())
-    return Batch(torch.tensor(inputs, dtype=torch.float32), torch.tensor(labels, dtype=torch.long if whole else None))
+    require(bool(np.isfinite(labels).all()), f"{path} has targets that are missing or not finite")
+    kinds, classes = np.unique(labels, return_inverse=True)
+    whole = len(kinds) <= 100 and bool((kinds == np.round(kinds)).all())
+    targets = torch.tensor(classes) if whole else torch.tensor(labels, dtype=torch.float32)
+    return Batch(torch.tensor(inputs, dtype=torch.float32), targets)
 
 
 def scale(batch: Batch) -> Batch:
@@ -108,10 +112,10 @@ def split(data: Batch, rng: torch.Generator, *, validation: int, test: int, aux:
     return Splits(*(data.take(part) for part in order.split(sizes)))
 
 
-def hold_out(train: Batch, test: Batch, rng: torch.Generator, *, validation: int, aux: int) -> Splits:
-    """A random split of a training set whose test set is given."""
-    parts = split(train, rng, validation=validation, test=0, aux=aux)
-    return Splits(parts.train, parts.validation, test, parts.aux)
+def hold_out(train: Batch, test: Batch, rng: torch.Generator, *, validation: int, aux: int, others: int) -> Splits:
+    """A random split of a training set whose test set is given; ``others`` of it are kept as non-members."""
+    parts = split(train, rng, validation=validation, test=others, aux=aux)
+    return Splits(parts.train, parts.validation, test, parts.aux, others=parts.test)
 
 
 def hashed_tokens(texts: list[str], vocabulary: int, length: int) -> Tensor:
@@ -130,7 +134,7 @@ def _read_npz(path: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         for name in ("x", target):
             require(name in arrays, f"{path} has no array called {name!r}; it holds {', '.join(arrays)}")
-        return arrays["x"], arrays[target]
+        return arrays["x"].astype(np.float64), arrays[target].astype(np.float64)
 
 
 def _read_csv(path: Path, target: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,9 @@ import pkgutil
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
+
+import typeguard
 
 from secure_ml.errors import UsageError, unknown
 from secure_ml.task import Task
@@ -48,9 +50,10 @@ def task(name: str, **options: Any) -> Task:
     if name not in builders:
         raise unknown("task", name, builders)
     known = inspect.signature(builders[name]).parameters
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise unknown(f"option of {name}", option, known)
+        check_type(f"{name}: {option}", value, get_type_hints(builders[name])[option])
     return builders[name](**options)
 
 
@@ -65,10 +68,21 @@ def export(package: str, base: type[T], name: str) -> type[T]:
 def construct(kind: str, cls: type[T], settings: dict[str, Any]) -> T:
     """An instance with these settings; `UsageError` for a setting that it does not have."""
     known = inspect.signature(cls).parameters
-    for setting in settings:
+    hints = get_type_hints(cls)
+    for setting, value in settings.items():
         if setting not in known:
             raise unknown(f"setting of the {kind} {cls.__name__}", setting, known)
+        check_type(f"{cls.__name__}: {setting}", value, hints[setting])
+    missing = [name for name, p in known.items() if p.default is p.empty and name not in settings]
+    if missing:
+        raise UsageError(f"{cls.__name__} needs {' and '.join(missing)}")
+    return cls(**settings)
+
+
+def check_type(what: str, value: object, hint: Any) -> None:
+    """Raise `UsageError` for a value that is not of the type that a field or option declares."""
     try:
-        return cls(**settings)
-    except TypeError as error:
-        raise UsageError(f"{cls.__name__}: {error}") from None
+        typeguard.check_type(value, hint)
+    except typeguard.TypeCheckError:
+        wanted = hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")
+        raise UsageError(f"{what} must be of type {wanted}; given {value!r}") from None

@@ -23,7 +23,8 @@ class BudgetExceeded(SecureMLError):  # noqa: N818
 def unknown(kind: str, name: str, names: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest ones that do."""
     known = sorted(names)
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    lower = {option.lower(): option for option in known}
+    near = [lower[match] for match in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
     return UsageError(f"no {kind} is called {name!r}; {hint}")
 

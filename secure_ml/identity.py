@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,13 @@ def identify(value: object) -> str:
     modules: set[str] = set()
     text = _describe(value, modules, ())
     return digest(text, *(f"{name} {source}" for name, source in sorted(_sources(modules).items())))
+
+
+@cache
+def ground_floor() -> str:
+    """A hash of every source file of ``secure_ml``: the loop, the families and the statistics behind every cell."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return digest(*(f"{path.relative_to(Path(__file__).parent)} {path.read_text()}" for path in files))
 
 
 def digest(*texts: str) -> str:
@@ -70,10 +77,15 @@ def _describe(value: object, modules: set[str], above: tuple[int, ...]) -> str:
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, type):
         modules.add(value.__module__)
-        return f"{value.__module__}.{value.__qualname__}" + ("" if _named(value) else f" {_text(value)}")
+        name = f"{value.__module__}.{value.__qualname__}"
+        if _named_module(value.__module__):
+            return name
+        members = (member for _, member in sorted(vars(value).items()) if isinstance(member, FunctionType))
+        return f"{name} {_text(value)} {' '.join(map(inner, members))}"
     if isinstance(value, FunctionType):
         return _describe_function(value, modules, inner)
     if isinstance(value, ModuleType):
+        modules.add(value.__name__)
         return value.__name__
     if isinstance(value, nn.Module):
         return f"{inner(type(value))} {value!r} {inner(value.state_dict())}"
@@ -84,19 +96,24 @@ def _describe(value: object, modules: set[str], above: tuple[int, ...]) -> str:
 
 
 def _describe_function(function: FunctionType, modules: set[str], inner: Callable[[object], str]) -> str:
-    """Its source, what it closes over, its defaults, and the plain global values that it reads."""
+    """Its source, what it closes over, its defaults, and in a notebook or script the global values that it reads."""
     modules.add(function.__module__)
     try:
         held = inspect.getclosurevars(function)
     except ValueError:  # a cell that is still empty
         raise Unidentifiable(f"the function {function.__qualname__}") from None
     parts = [inner(v) for _, v in sorted(held.nonlocals.items())]
-    parts += [f"{k}={v!r}" for k, v in sorted(held.globals.items()) if isinstance(v, (bool, int, float, str))]
-    if not _named_module(function.__module__):
-        local = (v for _, v in sorted(held.globals.items()) if isinstance(v, (FunctionType, type)))
-        parts += [inner(v) for v in local if v.__module__ == function.__module__]
+    if not _named_module(function.__module__):  # no file to hash: follow every global name that it reads
+        space = function.__globals__
+        parts += [f"{name}={inner(space[name])}" for name in sorted(_names(function.__code__)) if name in space]
     defaults = inner((function.__defaults__, function.__kwdefaults__))
     return f"{function.__module__}.{function.__qualname__} {_text(function)} {defaults} {' '.join(parts)}"
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that a function and the functions inside it read."""
+    inside = (_names(part) for part in code.co_consts if isinstance(part, CodeType))
+    return set(code.co_names).union(*inside)
 
 
 def _text(value: Any) -> str:
@@ -106,13 +123,9 @@ def _text(value: Any) -> str:
         raise Unidentifiable(f"{value.__qualname__}, whose source cannot be read") from None
 
 
-def _named(cls: type) -> bool:
-    return _named_module(cls.__module__)
-
-
 def _named_module(name: str) -> bool:
-    """Whether a module is a file that can be found by its name, so that hashing the file covers its contents."""
-    return name != "__main__" and _origin(name) is not None
+    """Whether a module can be found by its name, so that hashing its file, or its version, covers its contents."""
+    return name != "__main__" and _findable(name)
 
 
 def _sources(modules: Iterable[str]) -> dict[str, str]:
@@ -125,25 +138,29 @@ def _sources(modules: Iterable[str]) -> dict[str, str]:
             continue
         origin = _origin(name)
         assert origin is not None
-        source, imports = _read(origin)
+        source, imports = _read(origin, origin.stat().st_mtime_ns, name)
         found[name] = source
         waiting += imports
     return found
 
 
 @cache
-def _read(origin: Path) -> tuple[str, tuple[str, ...]]:
+def _read(origin: Path, changed: int, name: str) -> tuple[str, tuple[str, ...]]:
+    """Hash and imports of a file, read again when it was changed."""
     text = origin.read_text()
-    return hashlib.sha256(text.encode()).hexdigest(), tuple(_imports(ast.parse(text)))
+    package = name if origin.name == "__init__.py" else name.rpartition(".")[0]
+    return hashlib.sha256(text.encode()).hexdigest(), tuple(_imports(ast.parse(text), package))
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 @cache
@@ -155,6 +172,15 @@ def _followed(name: str) -> bool:
     origin = None if top in sys.stdlib_module_names else _origin(top)
     installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
     return origin is not None and not any(str(origin).startswith(place) for place in installed) and bool(_origin(name))
+
+
+@cache
+def _findable(name: str) -> bool:
+    """Whether an import of this name would find a module, built-in ones included."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, AttributeError, ValueError):
+        return False
 
 
 @cache

@@ -5,18 +5,26 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secure_ml.errors import NotApplicable, UsageError
+from secure_ml.batch import Tree
+from secure_ml.errors import NotApplicable, UsageError, unknown
+from secure_ml.scores import squared_difference
 from secure_ml.stats import Estimate, bootstrap, clopper_pearson
 
 Reveal = Literal["logits", "probabilities", "label"]
 SURE = math.log(1e6)
 """The log-odds at which a revealed label is written down: certain, yet with a finite loss."""
+
+
+def check_reveal(how: str) -> None:
+    """Raise `UsageError` for a way of answering that does not exist."""
+    if how not in get_args(Reveal):
+        raise unknown("way of answering", how, get_args(Reveal))
 
 
 class Output(ABC):
@@ -25,6 +33,9 @@ class Output(ABC):
     @abstractmethod
     def check(self, outputs: Tensor, n: int) -> None:
         """Raise `UsageError` unless this is a well-formed answer for ``n`` examples."""
+
+    def check_target(self, outputs: Tensor, target: Tree) -> None:  # noqa: B027 - most kinds have nothing to check
+        """Raise `UsageError` where a target is none that such outputs can name."""
 
     @abstractmethod
     def reveal(self, outputs: Tensor, how: Reveal) -> Tensor:
@@ -52,6 +63,16 @@ class Classes(Output):
             )
         _finite(outputs)
 
+    def check_target(self, outputs: Tensor, target: Tree) -> None:
+        """Raise `UsageError` for a class that the logits have no place for."""
+        classes = 2 if outputs.ndim == 1 else outputs.shape[1]
+        if isinstance(target, Tensor) and target.ndim == 1 and len(target) and not target.is_floating_point():
+            low, high = int(target.min()), int(target.max())
+            if low < 0 or high >= classes:
+                raise UsageError(
+                    f"targets lie in [{low}, {high}], but the module tells {classes} classes, 0 to {classes - 1}"
+                )
+
     def decide(self, outputs: Tensor) -> Tensor:
         """The class that each answer names, ``(B,)``."""
         return (outputs > 0).long() if outputs.ndim == 1 else outputs.argmax(-1)
@@ -62,6 +83,7 @@ class Classes(Output):
             return outputs
         if how == "probabilities":
             return outputs if outputs.ndim == 1 else outputs.log_softmax(-1)
+        check_reveal(how)
         decision = self.decide(outputs)
         if outputs.ndim == 1:
             return (decision * 2 - 1) * SURE * torch.ones_like(outputs)
@@ -93,13 +115,14 @@ class Values(Output):
 
     def reveal(self, outputs: Tensor, how: Reveal) -> Tensor:
         """The values; they hold no probabilities, and no label to reduce them to."""
+        check_reveal(how)
         if how == "label":
             raise NotApplicable("a regression answers with values, which have no label to reduce them to")
         return outputs
 
     def imitate(self, outputs: Tensor, answers: Tensor) -> Tensor:
         """Squared error, ``(B,)``."""
-        return (outputs - answers).square().flatten(1).mean(1) if outputs.ndim > 1 else (outputs - answers).square()
+        return squared_difference(outputs, answers)
 
     def fidelity(self, outputs: Tensor, answers: Tensor) -> Estimate:
         """R2 of the outputs as predictions of the answers (of constant answers: 1 if equal, else 0)."""

@@ -21,6 +21,7 @@ def generator(seed: int, *purpose: object, device: torch.device | str = "cpu") -
 @contextmanager
 def seeded(seed: int, *purpose: object) -> Iterator[None]:
     """Run code that draws from the global streams (initialisation, dropout) and leave them as they were."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus):
         torch.manual_seed(derive(seed, *purpose))
         yield

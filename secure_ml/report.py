@@ -42,7 +42,7 @@ def evaluate(
             results.append(with_usage(victim, attack.evaluate(victim, threat=threat, seed=seed, examples=examples)))
         except NotApplicable as why:
             results.append(Result((make_row(victim, attack.family, attack=repr(attack), note=str(why)),)))
-    return [row for result in results for row in result.rows] + list(results[-1].usage)
+    return [row for result in results for row in result.rows] + list(with_usage(victim, Result(())).usage)
 
 
 def verdict(task: Task, attempts: Sequence[tuple[Attack | None, Result]]) -> list[Row]:
@@ -59,7 +59,11 @@ def verdict(task: Task, attempts: Sequence[tuple[Attack | None, Result]]) -> lis
             if family is None:
                 return rows
         elif family is None:
-            rows += [pool_rows(same) for same in zip(*(result.rows for _, result in met), strict=True)]
+            lost = {result.obstacle for _, result in tried} - {""}
+            note = f"{len(met)} of {len(tried)} seeds: {'; '.join(sorted(lost))}" if lost else ""
+            rows += [
+                replace(pool_rows(same), note=note) for same in zip(*(result.rows for _, result in met), strict=True)
+            ]
         else:
             known = [(attack, result) for attack, result in met if attack is not None]
             rows += known[0][0].pool(task, known)

@@ -14,7 +14,7 @@ import torch
 from tabulate import tabulate
 
 from secure_ml.defense import stack_name
-from secure_ml.stats import Estimate, over_seeds
+from secure_ml.stats import Estimate, clopper_pearson, over_seeds
 from secure_ml.victim import Claim, Victim
 
 SCHEMA = 1
@@ -96,7 +96,7 @@ def pool_rows(rows: Sequence[Row], estimate: Estimate | None = None, note: str =
     first = rows[0]
     values = [row.value for row in rows if row.value is not None]
     if estimate is None and values and len(rows) > 1:
-        estimate = _within(over_seeds(values), first.unit)
+        estimate = _mean(rows, values)
     numbers = _numbers(estimate) if estimate else {k: getattr(first, k) for k in _NUMBERS}
     note = note if estimate else note or first.note
     return Row(
@@ -124,11 +124,15 @@ def row_from(record: dict[str, Any]) -> Row:
 def table(rows: Iterable[Row]) -> str:
     """A table with a row for each task and stack of defenses and a column for each measure, then the footnotes.
 
-    Several seeds of one measure are shown as their mean with a t interval; pooled rows are shown as they are.
+    Several seeds of one measurement are shown as their mean; pooled rows are shown as they are. Where several attacks
+    measured the same, each has its column.
     """
+    rows = list(rows)
     groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
-        groups.setdefault((row.task, row.defenses), {}).setdefault(row.measure, []).append(row)
+        rivals = {other.attack for other in rows if other.measure == row.measure and not other.pooled}
+        name = f"{row.measure}: {row.attack}" if len(rivals) > 1 else row.measure
+        groups.setdefault((row.task, row.defenses), {}).setdefault(name, []).append(row)
     measures = list(dict.fromkeys(m for group in groups.values() for m in group))
     many_tasks = len({task for task, _ in groups}) > 1
     notes: list[str] = []
@@ -177,10 +181,20 @@ _NUMBERS = ("value", "low", "high", "interval", "n")
 _KEPT = ("task", "defenses", "attack", "measure", "unit", "claims", "device", "threads", "version", "schema")
 
 
-def _within(estimate: Estimate, unit: str) -> Estimate:
-    """The interval cut to what its unit can be: a share lies in [0, 1], seconds are not negative."""
-    low, high = {"share": (0.0, 1.0), "seconds": (0.0, math.inf)}.get(unit, (-math.inf, math.inf))
-    return replace(estimate, low=max(estimate.low, low), high=min(estimate.high, high))
+def _mean(rows: Sequence[Row], values: Sequence[float]) -> Estimate:
+    """The mean over victims: a t interval, and for proportions no narrower than one victim's examples allow.
+
+    Victims may be tested on the same examples, which the spread over victims does not show. A share stays in
+    [0, 1], seconds above 0.
+    """
+    mean = over_seeds(values)
+    if all(row.interval == "Clopper-Pearson" for row in rows):
+        n = min(row.n for row in rows)
+        alone = clopper_pearson(round(mean.value * n), n)
+        method = f"{mean.method}, at least Clopper-Pearson of {n}"
+        mean = replace(mean, low=min(mean.low, alone.low), high=max(mean.high, alone.high), method=method)
+    low, high = {"share": (0.0, 1.0), "seconds": (0.0, math.inf)}.get(rows[0].unit, (-math.inf, math.inf))
+    return replace(mean, low=max(mean.low, low), high=min(mean.high, high))
 
 
 def _numbers(estimate: Estimate | None) -> dict[str, Any]:

@@ -11,9 +11,21 @@ import torch
 from torch import Tensor
 
 from secure_ml.batch import Batch, Tree
+from secure_ml.errors import UsageError
 from secure_ml.stats import Estimate, bootstrap, clopper_pearson
 
 Predict = Callable[[Tree], Tensor]
+
+
+def squared_difference(outputs: Tensor, target: Tree) -> Tensor:
+    """Squared error ``(B,)`` of values ``(B,)`` or, averaged, ``(B, D)``; `UsageError` where shapes differ."""
+    if not isinstance(target, Tensor) or outputs.shape != target.shape:
+        there = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
+        raise UsageError(
+            f"values of shape {tuple(outputs.shape)} meet targets of shape {there}: give both one, (B,) say"
+        )
+    error = (outputs - target).square()
+    return error if error.ndim == 1 else error.flatten(1).mean(1)
 
 
 class Score(ABC):
@@ -69,9 +81,7 @@ class RMSE(Score):
 
     def per_example(self, outputs: Tensor, target: Tree) -> Tensor:
         """Squared error of each example."""
-        assert isinstance(target, Tensor)
-        error = (outputs - target).square()
-        return error if error.ndim == 1 else error.mean(1)
+        return squared_difference(outputs, target)
 
     def aggregate(self, values: Tensor) -> Estimate:
         """The root of the mean with a bootstrap interval."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -11,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Splits, Tree
-from secure_ml.errors import UsageError, require
+from secure_ml.errors import UsageError, require, unknown
+from secure_ml.modes import evaluating
 from secure_ml.outputs import Classes, Output
 from secure_ml.randomness import generator
-from secure_ml.scores import Accuracy, Score
+from secure_ml.scores import Accuracy, Score, squared_difference
 from secure_ml.surfaces import Box, Surface
 from secure_ml.threats import Threat
 
@@ -25,9 +27,13 @@ Loss: TypeAlias = Callable[[Any, Batch], Tensor]
 Augment: TypeAlias = Callable[[Batch, torch.Generator], Batch]
 
 
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
+SCHEDULES = ("constant", "cosine", "linear")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a task is trained. The schedule takes the learning rate from its start to 0 over the whole training."""
+    """How a task is trained."""
 
     epochs: int = 20
     batch_size: int = 64
@@ -37,13 +43,20 @@ class Recipe:
     """of SGD; the others keep their own."""
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """of the learning rate, from its full value to 0 over the whole training unless constant."""
     patience: int | None = None
     """Epochs without a better validation score after which training stops and the best weights return."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"a recipe needs at least 1 epoch; given {self.epochs}")
         require(self.batch_size >= 1, f"a recipe needs a batch size of at least 1; given {self.batch_size}")
-        require(self.learning_rate > 0, f"a recipe needs a learning rate above 0; given {self.learning_rate}")
+        require(
+            0 < self.learning_rate < math.inf,
+            f"a recipe needs a finite learning rate above 0; given {self.learning_rate}",
+        )
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise unknown(f"{name} of a recipe", str(getattr(self, name)), known)
 
 
 def cross_entropy(predictor: Predictor, batch: Batch) -> Tensor:
@@ -58,9 +71,7 @@ def cross_entropy(predictor: Predictor, batch: Batch) -> Tensor:
 
 def squared_error(predictor: Predictor, batch: Batch) -> Tensor:
     """Squared error ``(B,)`` of values ``(B,)`` or, averaged, ``(B, D)``."""
-    assert isinstance(batch.target, Tensor)
-    error: Tensor = (predictor(batch.inputs) - batch.target).square()
-    return error if error.ndim == 1 else error.mean(1)
+    return squared_difference(predictor(batch.inputs), batch.target)
 
 
 def unchanged(batch: Batch, rng: torch.Generator) -> Batch:
@@ -90,6 +101,8 @@ class Task:
     augment: Augment = unchanged
     unit: str = "record"
     """The unit of privacy: what one example is."""
+    assumes: tuple[str, ...] = ()
+    """What every claim about the training data takes for public: bounds read off the data, a vocabulary."""
     options: str = ""
     """What was asked of the function that made this task, as in its repr."""
 
@@ -111,16 +124,23 @@ class Task:
     def check(self, module: nn.Module, splits: Splits) -> None:
         """Raise `UsageError` where data, module and loss do not fit what this task declares."""
         require(len(splits.train) > 0, f"{self.name} has no training examples")
+        require(
+            self.recipe.patience is None or len(splits.validation) > 0,
+            f"{self.name} stops early by the validation split, which is empty: fill it, or set patience to None",
+        )
         for name, part in splits.parts().items():
             for surface in self.surfaces:
                 try:
                     surface.check(part.inputs)
                 except UsageError as error:
                     raise UsageError(f"{self.name}, {name} split: {error}") from None
-        few = splits.train.take(slice(0, 2))
-        with torch.no_grad():
+        few = splits.train.take(slice(0, 3))
+        with torch.no_grad(), evaluating(module):
             try:
-                self.output.check(module(few.inputs), len(few))
+                outputs = module(few.inputs)
+                self.output.check(outputs, len(few))
+                for part in splits.parts().values():
+                    self.output.check_target(outputs, part.target)
             except UsageError as error:
                 raise UsageError(f"{self.name}: {error}") from None
             shape = tuple(self.loss(module, few).shape)

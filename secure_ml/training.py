@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from secure_ml.batch import Batch
+from secure_ml.batch import Batch, Splits
 from secure_ml.defense import Defense
 from secure_ml.errors import UsageError, require
 from secure_ml.randomness import generator, seeded
@@ -81,7 +81,8 @@ class Plan:
     schedule: Callable[[float], float]
     """Share of training done, in [0, 1), to the factor on the learning rate."""
     patience: int | None
-    validation: Batch
+    splits: Splits
+    """All of the data; ``splits.train`` is what the loader draws from, unless a defense changes it."""
     seed: int
     rng: torch.Generator
     """Of augmentation and crafting; on the CPU."""
@@ -110,14 +111,14 @@ def fit(
     for defense in stack:
         defense.check(task)
     start = time.perf_counter()
-    with seeded(seed, "train"), warnings.catch_warnings():
+    with seeded(seed, "train"), warnings.catch_warnings(), _repeatable():
         plan = make_plan(task, stack, seed, resolve_device(device), tuple(observers))
         train(plan)
     victim = Victim(
         task=task,
         module=plan.module,
         served=Plain(plan.module),
-        splits=task.draw(seed).to(plan.device),
+        splits=plan.splits,
         defenses=stack,
         seed=seed,
     )
@@ -125,6 +126,13 @@ def fit(
     victim.module.eval()
     seconds = time.perf_counter() - start
     return serve(replace(victim, served=Plain(victim.module), seconds=seconds))
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """On a GPU, only convolution algorithms that give equal results on equal inputs."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
 
 
 def make_plan(
@@ -148,7 +156,7 @@ def make_plan(
         epochs=recipe.epochs,
         schedule=_SCHEDULES[recipe.schedule],
         patience=recipe.patience,
-        validation=splits.validation,
+        splits=splits,
         seed=seed,
         rng=rng,
         device=device,
@@ -164,7 +172,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-    kind = torch.optim.Adam if recipe.optimizer == "Adam" else torch.optim.AdamW
+    kind: type[torch.optim.Adam] = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[recipe.optimizer]
     return kind(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
@@ -187,6 +195,9 @@ def train(plan: Plan) -> None:
         if best.done(epoch):
             break
     best.restore()
+    plan.optimizer.zero_grad()
+    if not all(value.isfinite().all() for value in plan.module.state_dict().values()):
+        raise UsageError(f"{plan.task}: the weights are not finite after training: lower the learning rate")
 
 
 def _step(plan: Plan, epoch: int, index: int, batch: Batch) -> Tensor:
@@ -214,7 +225,7 @@ class _Best:
         if plan.patience is None:
             return False
         with plan.crafting(plan.module):
-            score = plan.task.score.measure(Plain(plan.module), plan.validation).value
+            score = plan.task.score.measure(Plain(plan.module), plan.splits.validation).value
         score = score if plan.task.score.higher_is_better else -score
         if score > self.score:
             self.epoch, self.score = epoch, score

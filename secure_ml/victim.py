@@ -6,22 +6,22 @@ import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secure_ml.access import evaluating
 from secure_ml.batch import Batch, Splits, Tree, join, tree_map
 from secure_ml.defense import Defense, stack_name
 from secure_ml.errors import UsageError, require
+from secure_ml.modes import evaluating
 from secure_ml.randomness import seeded
 from secure_ml.stats import Estimate
 from secure_ml.task import Task
@@ -43,6 +43,9 @@ class Claim:
 
 class Served(ABC):
     """What everybody without the weights can ask: inputs to outputs of the task's kind."""
+
+    decrypted_by_client: ClassVar[bool] = False
+    """Whether whoever asks sees the answer as the module gives it, so that nothing behind it can be held back."""
 
     @abstractmethod
     def __call__(self, inputs: Tree) -> Tensor:
@@ -96,14 +99,24 @@ class Victim:
         """The task's score of the served answers on the test split."""
         return self.task.score.measure(self.served, self.splits.test)
 
+    def tested(self, examples: int) -> Batch:
+        """At most ``examples`` examples of the test split; `UsageError` if that is none."""
+        require(examples >= 1, f"at least 1 example must be attacked; given {examples}")
+        require(len(self.splits.test) > 0, f"{self.task} has no test examples to attack")
+        return self.splits.test.take(slice(0, examples))
+
     def save(self, folder: Path | str) -> None:
-        """Write weights (safetensors) and claims (JSON) into a new folder, all or nothing."""
+        """Write weights (safetensors) and claims (JSON) into a folder of their own, all or nothing.
+
+        Raises `UsageError` if the folder holds anything but a saved model.
+        """
         with atomic_folder(Path(folder)) as draft:
-            weights = {name: value.detach().cpu().contiguous() for name, value in self.module.state_dict().items()}
+            weights = {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
             save_file(weights, draft / "weights.safetensors")
             about = {
                 "task": repr(self.task),
                 "training": stack_name(tuple(d for d in self.defenses if d.trains())),
+                "data": self.splits.fingerprint(),
                 "seed": self.seed,
                 "seconds": self.seconds,
                 "claims": [asdict(claim) for claim in self.claims if claim.stage == "training"],
@@ -126,7 +139,11 @@ class Victim:
         asked = {"task": repr(task), "training": stack_name(tuple(d for d in stack if d.trains()))}
         for name, value in asked.items():
             require(about[name] == value, f"{folder} holds a model of {name} {about[name]}; expected {value}")
-        place = resolve_device(device)
+        place, parts = resolve_device(device), task.draw(about["seed"]) if splits is None else splits
+        require(
+            about["data"] == parts.fingerprint(),
+            f"{folder} holds a model trained on other data than {task} has now; train it again",
+        )
         module = build(task, stack, about["seed"])
         try:
             module.load_state_dict(weights)
@@ -137,7 +154,7 @@ class Victim:
                 task=task,
                 module=module.to(place).eval(),
                 served=Plain(module),
-                splits=(task.draw(about["seed"]) if splits is None else splits).to(place),
+                splits=parts.to(place),
                 defenses=stack,
                 seed=about["seed"],
                 claims=tuple(Claim(**claim) for claim in about["claims"]),
@@ -169,6 +186,31 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return place
 
 
+def writable(folder: Path) -> Path:
+    """A folder that can be written to, made if it is not there; `UsageError` otherwise."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
+    return folder
+
+
+MODEL_FILES = frozenset({"weights.safetensors", "victim.json"})
+
+
+def vacate(folder: Path, names: Collection[str], remove: bool = True) -> None:
+    """Make room for a folder that holds these files; `UsageError` if anything else is there, which stays."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= set(names):
+        raise UsageError(f"{folder} exists and holds other things; choose another folder")
+    if remove:
+        shutil.rmtree(folder)
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A draft that becomes ``folder`` when the block ends well, and vanishes when it does not."""
@@ -179,8 +221,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         raise UsageError(f"cannot write to {folder.parent}: {error.strerror}") from None
     try:
         yield draft
-        if folder.exists():
-            shutil.rmtree(folder)
+        vacate(folder, {path.name for path in draft.iterdir()})
         draft.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -189,8 +230,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         about = json.loads((folder / "victim.json").read_text())
+        _ = [about[key] for key in ("task", "training", "data", "seed", "seconds", "claims")]
         return about, load_file(folder / "weights.safetensors")
     except FileNotFoundError as error:
         raise UsageError(f"{folder} holds no saved model: {Path(error.filename).name} is missing") from None
-    except (SafetensorError, json.JSONDecodeError, KeyError):
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError):
         raise UsageError(f"{folder} is corrupt: delete it, and the model is trained again") from None

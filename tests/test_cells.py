@@ -206,6 +206,19 @@ def test_table() -> None:
     assert note == "[1] too few"
 
 
+def test_rivals_are_not_averaged() -> None:
+    """Two attacks that measured the same thing are two columns, not two seeds."""
+    text = table([row("accuracy", 0.15, attack="PGD(steps=1)"), row("accuracy", 0.0, attack="PGD()")])
+    assert "accuracy: PGD(steps=1)" in text
+    assert "0.07" not in text
+
+
+def test_equal_proportions_are_not_exact() -> None:
+    """Five victims that all fail on every one of 40 examples leave the doubt that 40 examples leave."""
+    rows = [row("accuracy", 0.0, n=40, interval="Clopper-Pearson", seeds=(seed,)) for seed in range(5)]
+    assert "0.000 [0.000, 0.088]" in table(rows)
+
+
 def test_seeds_are_averaged_with_an_interval() -> None:
     text = table([row("accuracy", value, seeds=(seed,)) for seed, value in enumerate((0.90, 0.92, 0.94))])
     assert "0.920 [0.870, 0.970]" in text

@@ -155,6 +155,8 @@ def test_refusals() -> None:
         sm.fit(task, [Homomorphic(products=10)], device="cpu")
     with pytest.raises(sm.UsageError, match="list it before"):
         sm.fit(task, [LabelOnly(), Homomorphic()], device="cpu")
+    with pytest.raises(sm.NotApplicable, match="decrypts the logits"):
+        sm.fit(task, [Homomorphic(), LabelOnly()], device="cpu")
     big = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     nn.init.constant_(big[1].weight, 1e4)
     huge = replace(task, build=lambda: big, recipe=sm.Recipe(epochs=1, learning_rate=1e-9))
@@ -166,6 +168,14 @@ def test_refusals() -> None:
 
 
 def test_claims_of_training_and_serving_stand_side_by_side() -> None:
-    victim = sm.fit(tiny_task("digits_mlp"), [DPSGD(noise=1.0), Homomorphic(encrypt=4)], device="cpu")
+    victim = sm.fit(tiny_task("digits_mlp"), [DPSGD(noise=1.0), Homomorphic()], device="cpu")
     assert [claim.kind for claim in victim.claims] == ["differential privacy", "encryption"]
     assert victim.claims[1].values["log2 Q"] <= 214
+    assert not sm.fit(tiny_task("digits_mlp"), [Homomorphic(encrypt=4)], device="cpu").claims
+
+
+def test_overflow_is_noticed() -> None:
+    """An answer beyond the headroom wraps around silently in CKKS, and loudly here."""
+    program = Program((Affine(torch.tensor([[20000.0]]).double(), torch.tensor([0.0]).double()),), (1,))
+    with pytest.raises(sm.SecureMLError, match="they overflow"):
+        Encrypted(program)(torch.ones(4096, 1))

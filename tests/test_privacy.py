@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from math import erf
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants import RDPAccountant
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import nn
 
@@ -16,6 +17,7 @@ from defenses.adversarial_training import AdversarialTraining
 from defenses.dp_sgd import DPSGD, epsilon_of, noise_for
 from secure_ml.stats import auc, clopper_pearson, pooled, tpr_at
 from secure_ml.training import Step, make_plan
+from tests import broken
 from tests.laws import tiny_task, tiny_victim
 
 GOLDEN = [(512 / 6e4, 1.23, 4680, 2.3715), (2048 / 6e4, 2.15, 1160, 2.3862), (0.01, 1.1, 6000, 3.9100)]
@@ -24,16 +26,19 @@ GOLDEN = [(512 / 6e4, 1.23, 4680, 2.3715), (2048 / 6e4, 2.15, 1160, 2.3862), (0.
 
 @pytest.mark.parametrize(("rate", "noise", "steps", "epsilon"), GOLDEN)
 def test_accountant_golden_values(rate: float, noise: float, steps: int, epsilon: float) -> None:
-    accountant = PRVAccountant()
-    accountant.history = [(noise, rate, steps)]
-    assert epsilon_of(accountant, 1e-5) == pytest.approx(epsilon, abs=0.01)
+    assert epsilon_of([(noise, rate, steps)], 1e-5) == (pytest.approx(epsilon, abs=0.01), "PRV")
 
 
 def test_noise_spends_the_budget_and_no_more() -> None:
-    noise = noise_for(3.0, 1e-5, 0.05, 400)
-    accountant = PRVAccountant()
-    accountant.history = [(noise, 0.05, 400)]
-    assert 2.99 <= epsilon_of(accountant, 1e-5) <= 3.0
+    for epsilon in (0.1, 3.0, 20.0):
+        spent, _ = epsilon_of([(noise_for(epsilon, 1e-5, 0.05, 400), 0.05, 400)], 1e-5)
+        assert 0.999 * epsilon <= spent <= epsilon
+
+
+def test_budgets_that_protect_nothing_are_bounded_by_the_other_accountant() -> None:
+    epsilon, accountant = epsilon_of([(0.05, 0.1, 100)], 1e-5)
+    assert epsilon > 100
+    assert accountant == "RDP"
 
 
 def test_claim_is_what_the_run_did() -> None:
@@ -122,6 +127,49 @@ def test_a_loss_with_two_calls_is_clipped_as_one() -> None:
     plan.optimizer.step()
     after = torch.cat([p.detach().flatten() for p in plan.module.parameters()])
     assert (before - after).norm() * 80 <= 0.01 * len(batch) * (1 + 1e-4)
+
+
+def joined(predictor: Any, batch: sm.Batch) -> torch.Tensor:
+    """A loss whose one call holds every example twice."""
+    both = predictor(torch.cat([batch.inputs, 1 - batch.inputs]))
+    target = torch.cat([batch.target, batch.target])
+    return nn.functional.cross_entropy(both, target, reduction="none").reshape(2, -1).sum(0)
+
+
+class Folded(nn.Module):
+    """Gives each of an example's rows to a layer as an example of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row, self.out = nn.Linear(8, 4), nn.Linear(32, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.out(self.row(images.reshape(-1, 8)).reshape(-1, 32))
+
+
+@pytest.mark.parametrize(
+    "change", [{"loss": joined}, {"loss": broken.mixing_loss}, {"build": Folded}, {"build": broken.Halved}]
+)
+def test_gradients_that_are_not_an_examples_own_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(sm.UsageError, match="is not its own"):
+        sm.fit(replace(tiny_task("digits_mlp"), **change), [DPSGD(noise=1.0)], device="cpu")
+
+
+def test_one_infinite_gradient_does_not_poison_the_update() -> None:
+    """An example whose gradient overflows contributes no more than the clip."""
+
+    def overflowing(predictor: Any, batch: sm.Batch) -> torch.Tensor:
+        losses = sm.cross_entropy(predictor, batch)
+        return losses * torch.where(batch.inputs.flatten(1).sum(1) > 20, torch.inf, 1.0).nan_to_num(posinf=3e38)
+
+    task = replace(tiny_task("digits_mlp"), loss=overflowing)
+    plan = make_plan(replace(task, loss=sm.cross_entropy), [DPSGD(noise=0.0, clip=1.0)], 0, torch.device("cpu"))
+    batch = plan.loader.data
+    plan.optimizer.zero_grad()
+    overflowing(plan.module, batch).sum().backward()
+    assert any(not p.grad_sample.isfinite().all() for p in plan.module.parameters())
+    plan.optimizer.step()
+    assert all(p.isfinite().all() for p in plan.module.parameters())
 
 
 def test_adversarial_and_private_at_once() -> None:

@@ -115,6 +115,13 @@ def test_loading_what_is_not_there(tmp_path: Path) -> None:
         sm.Victim.load(tmp_path / "v", task, [DPSGD()])
     with pytest.raises(sm.UsageError, match="holds a model of task digits_mlp"):
         sm.Victim.load(tmp_path / "v", tiny_task("digits_cnn"))
+    with pytest.raises(sm.UsageError, match="trained on other data"):
+        sm.Victim.load(tmp_path / "v", replace(task, data=with_inputs(lambda x: x / 2).data))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(sm.UsageError, match="holds other things"):
+        tiny_victim("digits_mlp").save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     weights = tmp_path / "v" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(sm.UsageError, match="is corrupt"):
@@ -147,6 +154,18 @@ def with_inputs(change: object) -> sm.Task:
             "training loss is nan in epoch 1",
         ),
         (replace(tiny_task("linear_regression"), build=lambda: nn.Unflatten(1, (2, 5))), "no parameters to train"),
+        (replace(tiny_task("linear_regression"), build=lambda: nn.Linear(10, 1)), "meet targets of shape"),
+        (
+            replace(tiny_task("digits_mlp"), build=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 9))),
+            "tells 9 classes",
+        ),
+        (
+            replace(
+                tiny_task("digits_mlp"),
+                recipe=sm.Recipe(epochs=1, batch_size=1000, learning_rate=1e38, weight_decay=1e3),
+            ),
+            "not finite after training",
+        ),
     ],
 )
 def test_tasks_that_do_not_fit_together(task: sm.Task, message: str) -> None:
@@ -159,6 +178,10 @@ def test_settings_out_of_range() -> None:
         (lambda: sm.Recipe(epochs=0), "at least 1 epoch"),
         (lambda: sm.Recipe(batch_size=0), "batch size of at least 1"),
         (lambda: sm.Recipe(learning_rate=0), "learning rate above 0"),
+        (lambda: sm.Recipe(learning_rate=float("inf")), "finite learning rate"),
+        (lambda: sm.Recipe(optimizer="sgd"), "no optimizer of a recipe is called 'sgd'; did you mean SGD"),
+        (lambda: Knockoff(reveal="probs"), "no way of answering is called 'probs'"),
+        (lambda: AdversarialTraining(radius=float("inf")), "radius >= 0"),
         (lambda: sm.Box(1.0, 1.0), "low < high"),
         (lambda: AdversarialTraining(radius=-1.0), "radius >= 0"),
         (lambda: Knockoff(queries=0), "at least 1 query"),

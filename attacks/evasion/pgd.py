@@ -25,7 +25,7 @@ class PGD(Evasion):
     Raises `UsageError` for settings out of range, and for a step longer than the radius.
 
     Differs from the paper: it returns the worst point that it saw rather than the last one: worst by the task's
-    score, and by the loss among equals. The clean point counts as seen.
+    score, and by the loss among equals.
     """
 
     surfaces: ClassVar[tuple[type[Surface], ...]] = (Box,)
@@ -62,10 +62,16 @@ class PGD(Evasion):
         """Three steps."""
         return cls(steps=3)
 
+    def check_threat(self, threat: Threat) -> None:
+        """Raise `UsageError` for a step longer than the radius."""
+        if self.step_size is not None and threat.radius > 0:
+            require(
+                self.step_size <= threat.radius,
+                f"PGD's step size {self.step_size} is longer than the radius of {threat}; use at most {threat.radius}",
+            )
+
     def _step(self, threat: Ball) -> float:
         length = 2.5 * threat.radius / self.steps if self.step_size is None else self.step_size
-        if self.step_size is not None and threat.radius > 0:
-            require(length <= threat.radius, f"PGD's step size {length} is longer than the radius of {threat}")
         return min(length, threat.radius)
 
 

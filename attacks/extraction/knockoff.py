@@ -10,7 +10,7 @@ from secure_ml.access import BlackBox
 from secure_ml.batch import Batch
 from secure_ml.errors import require
 from secure_ml.families.extraction import Extraction, Train
-from secure_ml.outputs import Reveal
+from secure_ml.outputs import Reveal, check_reveal
 from secure_ml.scores import Predict
 
 
@@ -32,6 +32,7 @@ class Knockoff(Extraction):
 
     def __post_init__(self) -> None:
         require(self.queries >= 1, f"Knockoff needs a budget of at least 1 query; given {self.queries}")
+        check_reveal(self.reveal)
 
     def steal(self, access: BlackBox, pool: Batch, train: Train, rng: torch.Generator) -> Predict:
         """The surrogate's predictor."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from secure_ml.access import BlackBox
 from secure_ml.batch import Batch
 from secure_ml.families.membership import Membership
-from secure_ml.outputs import Reveal
+from secure_ml.outputs import Reveal, check_reveal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,9 @@ class LossThreshold(Membership):
 
     reveal: Reveal = "probabilities"
     """How much of each answer the adversary sees."""
+
+    def __post_init__(self) -> None:
+        check_reveal(self.reveal)
 
     def score(self, access: BlackBox, batch: Batch, aux: Batch, rng: torch.Generator) -> Tensor:
         """Minus the loss of each example, ``(B,)``."""

@@ -28,8 +28,8 @@ class Homomorphic(Defense):
 
     Covers: inputs and answers, against a semi-honest server, at 128 bits. Does not cover: the weights, the training
     data, or the answers' recipients: extraction and membership inference work on decrypted answers as on any
-    others. Client and server run in one process here; answers carry noise of about 1e-6, so repeated runs agree in
-    their decisions and to that tolerance in their values.
+    others. Client and server run in one process here; answers carry noise of about 1e-5, so repeated runs agree in
+    their decisions and to that tolerance in their values. Where not every query is encrypted there is no claim.
 
     Raises `NotApplicable` for layers other than Linear, Conv1d/2d, average pooling, Flatten, Dropout and
     activations in a Sequential, for programs deeper than 128 bits allow or larger than ``products``; `UsageError`
@@ -41,7 +41,8 @@ class Homomorphic(Defense):
     learning_rate_factor: float = 0.5
     """On the recipe's learning rate: quadratics grow where the activations that recipes are made for do not."""
     encrypt: int | None = None
-    """Queries to encrypt; later ones are answered by the same program in the clear. All of them unless given."""
+    """Queries to encrypt; later ones are answered by the same program in the clear, and nothing is claimed. All of
+    them unless given."""
     products: int = 50_000
     """The most products of a ciphertext and a weight that a program may need for a batch."""
 
@@ -83,9 +84,10 @@ class Homomorphic(Defense):
         if not isinstance(victim.served, Plain):
             raise UsageError("Homomorphic computes the module's own answers: list it before defenses that change them")
         program = compile_module(victim.module, victim.splits.train.take(slice(0, 1)).inputs)
-        program.check_headroom(victim.splits.train.inputs, Parameters.for_depth(program.depth))
+        program.check_headroom(victim.splits.validation.inputs, Parameters.for_depth(program.depth))
         served = Encrypted(program, encrypt=self.encrypt)
-        return replace(victim, served=served, claims=(*victim.claims, _claim(served.parameters)))
+        claims = (_claim(served.parameters),) if self.encrypt is None else ()
+        return replace(victim, served=served, claims=(*victim.claims, *claims))
 
     @classmethod
     def tiny(cls) -> Homomorphic:

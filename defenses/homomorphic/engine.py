@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,17 @@ if TYPE_CHECKING:
     from defenses.homomorphic.program import Affine
 
 
+TOLERANCE = 1e-4
+"""Largest error of a decrypted answer, relative to the largest answer, that noise explains."""
+
+
 class Encrypted(Served):
-    """A program served on ciphertexts: the first ``encrypt`` queries (all, if None) are really encrypted."""
+    """A program served on ciphertexts: the first ``encrypt`` queries (all, if None) are really encrypted.
+
+    Every decrypted answer is compared with the program in the clear, since an overflow would be silent.
+    """
+
+    decrypted_by_client: ClassVar[bool] = True
 
     def __init__(self, program: Program, encrypt: int | None = None) -> None:
         self.program, self.encrypt = program, encrypt
@@ -47,6 +56,12 @@ class Encrypted(Served):
             self._ends = client, Server(client.public_bytes(), self.program, self.parameters)
         client, server = self._ends
         values = client.decrypt(server.answer(client.encrypt(rows)), len(rows))
+        twin = self.program.run(rows).reshape(values.shape)
+        error, size = (values - twin).abs().max().item(), max(twin.abs().max().item(), 1.0)
+        if not error <= TOLERANCE * size:
+            raise SecureMLError(
+                f"decrypted answers differ from the program by {error:.3g} at a size of {size:.3g}: they overflow"
+            )
         return values.reshape(len(rows), *self.program.shape)
 
 

@@ -48,7 +48,8 @@ class Program:
 
     def check_headroom(self, inputs: Tree, parameters: Parameters) -> None:
         """Raise `NotApplicable` where four times the largest answer to these inputs would wrap around."""
-        largest = self.run(rows_of(inputs)).abs().max().item()
+        answers = self.run(rows_of(inputs)).abs()
+        largest = answers.max().item() if answers.numel() else 0.0
         if largest * 4 > parameters.headroom:
             raise NotApplicable(
                 f"answers as large as {largest:.3g} leave no headroom below {parameters.headroom:.3g}, where they wrap"

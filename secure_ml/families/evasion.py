@@ -40,6 +40,13 @@ class Evasion(Attack):
             mine = " or ".join(kind.__name__ for kind in self.surfaces)
             theirs = " and ".join(type(surface).__name__ for surface in task.surfaces) or "no surface"
             raise NotApplicable(f"{type(self).__name__} changes {mine} inputs; {task.name} has {theirs}")
+        asked = threat or task.threat
+        if asked is not None:
+            task.surface(asked)
+            self.check_threat(asked)
+
+    def check_threat(self, threat: Threat) -> None:
+        """Raise `UsageError` where the attack's settings do not fit a threat."""
 
     @final
     def evaluate(self, victim: Victim, *, threat: Threat | None, seed: int, examples: int) -> Result:
@@ -48,7 +55,7 @@ class Evasion(Attack):
         threat = threat or victim.task.threat
         if threat is None:
             raise UsageError(f"{victim.task.name} declares no threat of its own: pass one, threat=Linf(0.1) say")
-        task, batch = victim.task, victim.splits.test.take(slice(0, examples))
+        task, batch = victim.task, victim.tested(examples)
         access = WhiteBox.open(victim)
         rng = generator(seed, "evasion", repr(self))
         with stopwatch(victim.device) as seconds:

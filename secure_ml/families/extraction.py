@@ -44,16 +44,17 @@ class Extraction(Attack):
     def evaluate(self, victim: Victim, *, threat: Threat | None, seed: int, examples: int) -> Result:
         """Compare the copy with what the victim serves, on test examples that neither has seen."""
         self.check(victim.task, threat)
-        task, test = victim.task, victim.splits.test.take(slice(0, examples))
+        task, test = victim.task, victim.tested(examples)
         access = BlackBox(task, victim.served, self.reveal, self.queries)
         train = _trainer(victim, derive(seed, "extraction", repr(self)))
         with stopwatch(victim.device) as seconds:
             rng = generator(seed, "extraction", repr(self))
             copy = self.steal(access, victim.splits.aux, train, rng)
+        access.budget = access.queries  # a copy that still asks the victim is none
         guesses = copy(test.inputs).to(victim.device)
         fidelity = task.output.fidelity(guesses, victim.served(test.inputs))
         accuracy = task.score.aggregate(task.score.per_example(guesses, test.target))
-        share = f"fidelity at {self.queries} queries"
+        share = f"fidelity at {access.queries} queries"
         rows = [
             make_row(victim, name, estimate, attack=repr(self), unit=unit, queries=access.queries, seconds=seconds[0])
             for name, estimate, unit in (
@@ -91,7 +92,8 @@ def _trainer(victim: Victim, seed: int) -> Train:
         data = Batch(inputs, answers)
         require(len(data) > 0, "a surrogate needs at least one answer to learn from")
         none = data.take(slice(0, 0))
-        epochs = -(-recipe.epochs * len(victim.splits.train) // len(data))
+        steps = recipe.epochs * -(-len(victim.splits.train) // recipe.batch_size)
+        epochs = -(-steps // -(-len(data) // recipe.batch_size))
         surrogate = replace(
             task,
             name=f"{task.name}_surrogate",

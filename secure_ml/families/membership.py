@@ -40,9 +40,10 @@ class Membership(Attack):
 
     @final
     def evaluate(self, victim: Victim, *, threat: Threat | None, seed: int, examples: int) -> Result:
-        """Score as many members (training examples) as non-members (test examples), in one mixed batch."""
+        """Score as many members as non-members of the same distribution, in one mixed batch."""
         self.check(victim.task, threat)
-        n = min(len(victim.splits.train), len(victim.splits.test), examples)
+        n = min(len(victim.splits.train), len(victim.splits.nonmembers), examples)
+        require(n >= 1, f"{victim.task} has no members and non-members to tell apart")
         rng = generator(seed, "membership", repr(self))
         batch, member = _mixed(victim, n, rng)
         access = BlackBox(victim.task, victim.served, self.reveal)
@@ -91,7 +92,7 @@ def _pair(result: Result) -> Pair:
 
 def _mixed(victim: Victim, n: int, rng: torch.Generator) -> tuple[Batch, Tensor]:
     """``n`` members and ``n`` others in random order, with the mask ``(2n,)`` of the members."""
-    members, others = (part.take(slice(0, n)) for part in (victim.splits.train, victim.splits.test))
+    members, others = (part.take(slice(0, n)) for part in (victim.splits.train, victim.splits.nonmembers))
     order = torch.randperm(2 * n, generator=rng)
     both = Batch(join([members.inputs, others.inputs]), join([members.target, others.target]))
     return both.take(order.to(victim.device)), order < n

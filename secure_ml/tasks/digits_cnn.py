@@ -7,6 +7,7 @@ from torch import nn
 
 from secure_ml.batch import Batch, Splits
 from secure_ml.data import split
+from secure_ml.errors import require
 from secure_ml.task import Recipe, Task
 from secure_ml.threats import Linf
 
@@ -18,6 +19,7 @@ def digits_cnn(*, width: int = 16, tiny: bool = False) -> Task:
         width: channels of the convolution.
         tiny: 160 of the images, 3 epochs, 2 channels.
     """
+    require(width >= 1, f"digits_cnn needs a width of at least 1; given {width}")
     width = 2 if tiny else width
 
     def build() -> nn.Module:

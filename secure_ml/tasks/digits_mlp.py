@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from secure_ml.errors import require
 from secure_ml.task import Recipe, Task
 from secure_ml.tasks.digits_cnn import digits, tiny_digits
 from secure_ml.threats import Linf
@@ -16,6 +17,7 @@ def digits_mlp(*, hidden: int = 32, tiny: bool = False) -> Task:
         hidden: units in the hidden layer.
         tiny: 160 of the images, 3 epochs, 4 hidden units.
     """
+    require(hidden >= 1, f"digits_mlp needs at least 1 hidden unit; given {hidden}")
     hidden = 4 if tiny else hidden
 
     def build() -> nn.Module:

@@ -63,8 +63,8 @@ def small_network(activation: Activation) -> nn.Module:
 
 
 def _split(data: str, rng: torch.Generator) -> Splits:
-    """45,000 to train, 3,000 to validate, 12,000 for the adversary, and the official test set."""
-    return hold_out(*images(data), rng, validation=3000, aux=12000)
+    """40,000 to train, 3,000 to validate, 12,000 for the adversary, 5,000 non-members, the official test set."""
+    return hold_out(*images(data), rng, validation=3000, aux=12000, others=5000)
 
 
 def _enlarged_digits(rng: torch.Generator) -> Splits:

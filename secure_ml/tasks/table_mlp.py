@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Splits
 from secure_ml.data import scale, split, table
+from secure_ml.errors import require
 from secure_ml.outputs import Classes, Values
 from secure_ml.scores import RMSE, Accuracy
 from secure_ml.task import Recipe, Task, cross_entropy, squared_error
@@ -24,6 +25,7 @@ def table_mlp(*, path: str = "", target: str = "y", hidden: int = 32, tiny: bool
         hidden: units in the hidden layer.
         tiny: 120 rows, 3 epochs, 4 hidden units.
     """
+    require(hidden >= 1, f"table_mlp needs at least 1 hidden unit; given {hidden}")
     hidden = 4 if tiny else hidden
     data = scale(table(path, target) if path else _wine())
     assert isinstance(data.inputs, Tensor)
@@ -41,6 +43,7 @@ def table_mlp(*, path: str = "", target: str = "y", hidden: int = 32, tiny: bool
         threat=Linf(0.05),
         recipe=Recipe(epochs=3 if tiny else 60, batch_size=16, learning_rate=0.05, schedule="cosine"),
         unit="row",
+        assumes=("the smallest and largest value of each feature are public",),
         options="tiny=True" if tiny else options,
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Splits
 from secure_ml.data import hashed_tokens, sentences, split
+from secure_ml.errors import require
 from secure_ml.surfaces import Tokens
 from secure_ml.task import Recipe, Task
 from secure_ml.threats import Edits
@@ -25,6 +26,8 @@ def text_embedding(*, vocabulary: int = 16384, width: int = 32, tiny: bool = Fal
         width: length of a word vector.
         tiny: 200 sentences made from lists of words, 64 word numbers of length 4, 3 epochs.
     """
+    require(vocabulary >= 2, f"text_embedding needs at least 2 word numbers; given {vocabulary}")
+    require(width >= 1, f"text_embedding needs a width of at least 1; given {width}")
     vocabulary, width = (64, 4) if tiny else (vocabulary, width)
     settings = {"vocabulary": (vocabulary, 16384), "width": (width, 32)}
     options = ", ".join(f"{name}={value!r}" for name, (value, default) in settings.items() if value != default)
@@ -65,10 +68,10 @@ class BagOfWords(nn.Module):
 
 
 def _reviews(vocabulary: int, rng: torch.Generator) -> Splits:
-    """4,920 official training sentences to train, 2,000 for the adversary; the official development and test sets."""
+    """5,120 official training sentences to train, 1,000 for the adversary, 800 non-members; the official others."""
     train, validation, test = (_read(f"text/sst2_{part}.tsv", vocabulary) for part in ("train", "dev", "test"))
-    parts = split(train, rng, validation=0, test=0, aux=2000)
-    return Splits(parts.train, validation, test, parts.aux)
+    parts = split(train, rng, validation=0, test=800, aux=1000)
+    return Splits(parts.train, validation, test, parts.aux, others=parts.test)
 
 
 def _read(name: str, vocabulary: int) -> Batch:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from secure_ml.batch import Batch, Splits
+from secure_ml.errors import require
 from secure_ml.task import Recipe, Task
 from secure_ml.threats import Linf
 
@@ -18,6 +19,8 @@ def xor_perceptron(*, hidden: int = 4, noise: float = 0.2, tiny: bool = False) -
         noise: scale of the half-normal noise that pulls points inwards from the corners.
         tiny: 64 points, 3 epochs.
     """
+    require(hidden >= 1, f"xor_perceptron needs at least 1 hidden unit; given {hidden}")
+    require(noise >= 0, f"xor_perceptron needs a noise of at least 0; given {noise}")
 
     def build() -> nn.Module:
         return nn.Sequential(nn.Linear(2, hidden), nn.Sigmoid(), nn.Linear(hidden, 1), nn.Flatten(0))
