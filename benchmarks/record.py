@@ -12,14 +12,13 @@ import os
 import platform
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from secure_ml.rows import Row, row_from
+from secure_ml.cells import PACKAGES
+from secure_ml.rows import Row, package_version, row_from
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torchvision", "opacus", "tenseal", "numpy", "scikit-learn", "secure-ml")
 
 
 def main(run: str, name: str, *command: str) -> None:
@@ -27,7 +26,7 @@ def main(run: str, name: str, *command: str) -> None:
     rows = [row_from(json.loads(line)) for line in (Path(run) / "rows.jsonl").read_text().splitlines()]
     record = {
         "command": " ".join(command),
-        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "versions": {package: package_version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "hardware": hardware(),
         "rows": [asdict(row) for row in rows if row.pooled],
     }

@@ -204,7 +204,6 @@ class Poisson:
 @cache
 def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
     """The least noise multiplier, to 0.1 % of epsilon, whose upper bound stays within the budget."""
-
     from scipy.optimize import brentq
 
     def excess(noise: float) -> float:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +23,7 @@ from secure_ml.defense import Defense, stack_name
 from secure_ml.errors import NotApplicable, UsageError
 from secure_ml.identity import Unidentifiable, digest, ground_floor, identify
 from secure_ml.report import card, with_usage
-from secure_ml.rows import Row, library_version, row_from
+from secure_ml.rows import Row, package_version, row_from
 from secure_ml.task import Task
 from secure_ml.threats import Threat
 from secure_ml.training import fit
@@ -214,7 +213,7 @@ def _without_meaning(cell: Cell, why: str) -> Result:
         seeds=(cell.seed,),
         measure=cell.attack.family if cell.attack else cell.task.score.name,
         note=why,
-        version=library_version(),
+        version=package_version(),
     )
     return Result((row,), obstacle=why)
 
@@ -223,4 +222,4 @@ def _machine(device: str, threads: int) -> tuple[str, ...]:
     """What may change a number besides the settings."""
     place = resolve_device(device)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine()
-    return name, str(threads), *(f"{package} {version(package)}" for package in PACKAGES), ground_floor()
+    return name, str(threads), *(f"{package} {package_version(package)}" for package in PACKAGES), ground_floor()

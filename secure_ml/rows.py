@@ -51,12 +51,12 @@ class Row:
     schema: int = SCHEMA
 
 
-def library_version() -> str:
-    """The version of this library, as installed."""
+def package_version(name: str = "secure-ml") -> str:
+    """The version of an installed package, this library's unless another is named."""
     try:
-        return version("secure-ml")
+        return version(name)
     except PackageNotFoundError:
-        return "uninstalled"
+        return "not installed"
 
 
 def make_row(
@@ -87,7 +87,7 @@ def make_row(
         claims=victim.claims,
         device=victim.device.type,
         threads=torch.get_num_threads(),
-        version=library_version(),
+        version=package_version(),
     )
 
 
