@@ -62,19 +62,30 @@ class TokenSwap(Evasion):
     ) -> tuple[Tensor, Tensor]:
         """Tokens after one more edit, and the mask ``(B, L)`` of positions that may no longer change."""
         seen = access.ascend(Batch(surface.put(batch.inputs, tokens), batch.target), surface)
-        gain = seen.gradient - seen.gradient.gather(2, tokens[..., None])
-        gain[..., list(surface.frozen)] = -torch.inf
-        gain.scatter_(2, tokens[..., None], -torch.inf).masked_fill_(fixed[..., None], -torch.inf)
-        values, flat = gain.flatten(1).topk(min(self.candidates, gain[0].numel()))
+        values, positions, choices = self._candidates(seen.gradient, surface, tokens, fixed)
         best, loss = tokens, seen.losses
-        for value, choice in zip(values.T, flat.T, strict=True):
-            position, token = choice // surface.vocabulary, choice % surface.vocabulary
+        for value, position, token in zip(values.T, positions.T, choices.T, strict=True):
             trial = tokens.scatter(1, position[:, None], token[:, None])
             losses = self._losses(access, Batch(surface.put(batch.inputs, trial), batch.target))
             better = (losses > loss) & value.isfinite()
             best = torch.where(better[:, None], trial, best)
             loss = torch.where(better, losses, loss)
         return best, fixed | (best != tokens)
+
+    def _candidates(
+        self, gradient: Tensor, surface: Tokens, tokens: Tensor, fixed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """First-order gain, position and token ``(B, candidates)`` of the best replacements, best first.
+
+        The gradient ``(B, L, V)`` is large and overwritten: the best of each position are found first.
+        """
+        now = gradient.gather(2, tokens[..., None])
+        gradient[..., list(surface.frozen)] = -torch.inf
+        gradient.scatter_(2, tokens[..., None], -torch.inf)
+        values, choices = gradient.topk(min(self.candidates, surface.vocabulary), dim=2)
+        gains = (values - now).masked_fill(fixed[..., None], -torch.inf).flatten(1)
+        best, flat = gains.topk(min(self.candidates, gains.shape[1]))
+        return best, flat // values.shape[2], choices.flatten(1).gather(1, flat)
 
     def _losses(self, access: WhiteBox, batch: Batch) -> Tensor:
         with torch.no_grad():
