@@ -17,8 +17,8 @@ from secure_ml.errors import NotApplicable, require
 from secure_ml.families.evasion import Evasion, attack_batch
 from secure_ml.surfaces import Box, Surface, Tokens
 from secure_ml.task import Task
-from secure_ml.threats import Threat
-from secure_ml.training import Plan
+from secure_ml.threats import Edits, Threat
+from secure_ml.training import Plan, Step
 
 DEFAULTS: dict[type[Surface], Evasion] = {Box: PGD(steps=7), Tokens: TokenSwap(candidates=1)}
 """What is trained against on each kind of surface, unless an attack is given."""
@@ -30,7 +30,8 @@ class AdversarialTraining(Defense):
 
     Covers: evasion within the radius trained for (in the unit of the task's threat), as far as the attack used in
     training finds the worst inputs ``(B, *shape)``; measured, never guaranteed. Does not cover: other norms, larger
-    radii, privacy or extraction. Radius 0 is plain training. Raises `NotApplicable` for a task without a threat or
+    radii, privacy or extraction. Radius 0 is plain training. Differs from the paper: the
+    radius grows over the first half of training. Raises `NotApplicable` for a task without a threat or
     with inputs that the attack cannot change, `UsageError` for a negative radius.
     """
 
@@ -38,12 +39,15 @@ class AdversarialTraining(Defense):
     """The task's own radius unless given."""
     attack: Evasion | None = None
     """PGD with 7 steps for boxes, one-candidate token swaps for text, unless given."""
+    warmup: float = 0.5
+    """Share of training over which the radius grows from 0: at once, a large one can keep a model from learning."""
 
     def __post_init__(self) -> None:
         require(
             self.radius is None or 0 <= self.radius < math.inf,
             f"adversarial training needs a radius >= 0; given {self.radius}",
         )
+        require(0 <= self.warmup <= 1, f"adversarial training needs a warmup between 0 and 1; given {self.warmup}")
 
     def check(self, task: Task) -> None:
         """Raise `NotApplicable` where there is no threat to train against, or no attack for it."""
@@ -52,15 +56,20 @@ class AdversarialTraining(Defense):
         self._attack(task).check(task, task.threat)
 
     def prepare(self, plan: Plan) -> Plan:
-        """The plan with every batch attacked after its augmentation."""
+        """The plan with every batch attacked after its augmentation, within a radius that grows to its full size."""
         task, threat = plan.task, self._threat(plan.task)
         attack = self._attack(task)
+        share = [0.0 if self.warmup else 1.0]
+
+        def grow(step: Step) -> None:
+            done = (step.epoch + (step.index + 1) / step.plan.loader.steps) / step.plan.epochs
+            share[0] = min(1.0, done / self.warmup) if self.warmup else 1.0
 
         def craft(module: nn.Module, batch: Batch) -> Batch:
             batch = plan.transform(module, batch)
-            return attack_batch(attack, WhiteBox(task, module), batch, threat, plan.rng)
+            return attack_batch(attack, WhiteBox(task, module), batch, _shrunk(threat, share[0]), plan.rng)
 
-        return replace(plan, transform=craft)
+        return replace(plan, transform=craft, observers=(*plan.observers, grow))
 
     @classmethod
     def neutral(cls) -> AdversarialTraining:
@@ -81,3 +90,11 @@ class AdversarialTraining(Defense):
         if task.threat.surface not in DEFAULTS:
             raise NotApplicable(f"no attack is known for {task.threat.surface.__name__}: give AdversarialTraining one")
         return DEFAULTS[task.threat.surface]
+
+
+def _shrunk(threat: Threat, share: float) -> Threat:
+    """The threat with a share of its radius; whole edits stay whole, rounded up."""
+    radius = threat.radius * share
+    return cast(
+        "Threat", replace(cast("Any", threat), radius=math.ceil(radius) if isinstance(threat, Edits) else radius)
+    )

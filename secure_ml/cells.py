@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -168,7 +171,27 @@ def _each(
         yield from (work(store, i, job) for i, job in jobs)
         return
     pool = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="all", batch_size=1)
-    yield from pool(delayed(work)(store, i, job) for i, job in jobs)
+    yield from pool(delayed(_in_worker)(os.getpid(), work, store, i, job) for i, job in jobs)
+
+
+def _in_worker(
+    parent: int, work: Callable[[Store, int, Job], tuple[int, T]], store: Store, index: int, job: Job
+) -> tuple[int, T]:
+    if parent == os.getppid():
+        _end_with(parent)
+    return work(store, index, job)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """End this worker soon after its parent, however that ended; otherwise it would work through the whole queue."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train(store: Store, index: int, job: Job) -> tuple[int, None]:

@@ -175,6 +175,24 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     assert same(resumed, undisturbed)
 
 
+WORKER = "import os, time; from secure_ml.cells import _end_with; _end_with(os.getppid()); print('up'); time.sleep(60)"
+PARENT = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-uc', {WORKER!r}]); print(p.pid); p.wait()"
+
+
+def test_a_worker_ends_with_its_killed_parent() -> None:
+    """A worker in the middle of a long cell does not outlive the run."""
+    process = subprocess.Popen([sys.executable, "-uc", PARENT], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    start = time.monotonic()
+    process.stdout.read()  # until nobody holds the pipe: the worker would sleep for a minute
+    process.stdout.close()
+    assert time.monotonic() - start < 30
+
+
 def test_rows_survive_json() -> None:
     victim = sm.fit(tiny_task("digits_mlp"), [DPSGD(noise=1.0)], device="cpu")
     for row in sm.evaluate(victim, [PGD.tiny(), LossThreshold()]):

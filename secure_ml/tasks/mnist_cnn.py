@@ -33,7 +33,7 @@ def small_cnn(name: str, data: str, threat: Linf, activation: Activation, tiny: 
     return Task(
         name=name,
         build=partial(small_network, activation),
-        data=_enlarged_digits if tiny else partial(_split, data),
+        data=enlarged_digits if tiny else partial(images_28, data),
         threat=threat,
         recipe=Recipe(
             epochs=1 if tiny else 10,
@@ -62,12 +62,13 @@ def small_network(activation: Activation) -> nn.Module:
     )
 
 
-def _split(data: str, rng: torch.Generator) -> Splits:
+def images_28(data: str, rng: torch.Generator) -> Splits:
     """40,000 to train, 3,000 to validate, 12,000 for the adversary, 5,000 non-members, the official test set."""
     return hold_out(*images(data), rng, validation=3000, aux=12000, others=5000)
 
 
-def _enlarged_digits(rng: torch.Generator) -> Splits:
+def enlarged_digits(rng: torch.Generator) -> Splits:
+    """The tiny digits at 28x28."""
     parts = (
         part.map(lambda t: torch.nn.functional.interpolate(t, (28, 28)) if t.ndim == 4 else t)
         for part in tiny_digits(rng).parts().values()
