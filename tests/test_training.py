@@ -46,7 +46,10 @@ def test_linear_regression_reaches_least_squares() -> None:
     assert victim.score().value == pytest.approx(best.item(), rel=0.03)
 
 
-@pytest.mark.parametrize(("name", "least"), [("xor_perceptron", 0.94), ("digits_mlp", 0.93), ("digits_cnn", 0.94)])
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("xor_perceptron", 0.94), ("digits_mlp", 0.93), ("digits_cnn", 0.94), ("logistic_regression", 0.94)],
+)
 def test_tasks_learn(name: str, least: float) -> None:
     assert sm.fit(sm.task(name), seed=0, device="cpu").score().value >= least
 
