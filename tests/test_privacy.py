@@ -14,7 +14,8 @@ from torch import nn
 import secure_ml as sm
 from attacks.membership.loss_threshold import LossThreshold
 from defenses.adversarial_training import AdversarialTraining
-from defenses.dp_sgd import DPSGD, epsilon_of, noise_for
+from defenses.dp_sgd import DPSGD
+from defenses.dp_sgd.accounting import epsilon_of, noise_for
 from secure_ml.stats import auc, clopper_pearson, pooled, tpr_at
 from secure_ml.training import Step, make_plan
 from tests import broken

@@ -6,17 +6,18 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
+from defenses.dp_sgd.accounting import epsilon_of, noise_for
+from defenses.dp_sgd.checks import refuse_layers, refuse_mixing
 from secure_ml.defense import Defense
-from secure_ml.errors import UsageError, require
-from secure_ml.randomness import generator, seeded
+from secure_ml.errors import require
+from secure_ml.randomness import generator
 from secure_ml.training import Loader, Plan
 from secure_ml.victim import Claim, Victim
 
@@ -90,8 +91,8 @@ class DPSGD(Defense):
             f"delta {self.delta} is not below 1/n = {1 / n:.2g}: a mechanism that publishes one of the {n} "
             f"examples would pass; use {10 ** -math.ceil(math.log10(n) + 1):.0e}",
         )
-        _refuse_layers(plan)
-        _refuse_mixing(plan)
+        refuse_layers(plan)
+        refuse_mixing(plan)
         size = min(self.batch_size or 4 * plan.task.recipe.batch_size, n)
         steps, epochs = math.ceil(n / size), self.epochs or plan.epochs
         noise = self.noise
@@ -201,63 +202,6 @@ class Poisson:
             yield torch.tensor(chosen, dtype=torch.long)
 
 
-@cache
-def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise multiplier, to 0.1 % of epsilon, whose upper bound stays within the budget."""
-    from scipy.optimize import brentq
-
-    def excess(noise: float) -> float:
-        return epsilon_of([(noise, rate, steps)], delta)[0] - 0.9995 * epsilon
-
-    high = 1.0
-    while excess(high) > 0:
-        high *= 2
-        if high > 1e5:
-            raise UsageError(
-                f"epsilon {epsilon:g} at delta {delta:g} is out of reach in {steps} steps at sampling rate {rate:.3g}: "
-                "allow more, train for fewer epochs, or use smaller batches"
-            )
-    low = high / 2
-    while excess(low) < 0:
-        low /= 2
-    noise = float(brentq(excess, low, high, xtol=1e-4 * low, rtol=1e-5))
-    while excess(noise) > 0.0005 * epsilon:
-        noise *= 1.0001
-    return noise
-
-
-def epsilon_of(history: list[tuple[float, float, int]], delta: float) -> tuple[float, str]:
-    """An upper bound on epsilon for a history of (noise, sampling rate, steps), and the accountant that gives it.
-
-    PRV's; of budgets that protect nothing (RDP says above 100), RDP's, since PRV's grid would not fit in memory.
-    """
-    from opacus.accountants import PRVAccountant, RDPAccountant
-
-    with _quiet_orders():
-        loose = RDPAccountant()
-        loose.history = history
-        epsilon = float(loose.get_epsilon(delta))
-        if epsilon > 100:
-            return epsilon, "RDP"
-        tight = PRVAccountant()
-        tight.history = history
-        return float(tight.get_epsilon(delta, eps_error=_grid(epsilon))), "PRV"
-
-
-def _grid(epsilon: float) -> float:
-    """The error that PRV may make: 0.3 % of epsilon, between 0.0001 (what memory allows) and 0.01."""
-    return min(0.01, max(0.0001, 0.003 * epsilon))
-
-
-@contextmanager
-def _quiet_orders() -> Iterator[None]:
-    """PRV brackets epsilon by RDP first, whose advice to try more orders does not concern the result."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Optimal order is the")
-        warnings.filterwarnings("ignore", message="divide by zero", category=RuntimeWarning)  # at sampling rate 1
-        yield
-
-
 @contextmanager
 def without_hooks(module: nn.Module) -> Iterator[None]:
     """Inside it, running the module leaves no trace on Opacus's per-example gradients."""
@@ -267,63 +211,3 @@ def without_hooks(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         wrapped.enable_hooks()
-
-
-def _refuse_layers(plan: Plan) -> None:
-    """Raise `UsageError` for layers that Opacus cannot train with a guarantee."""
-    from opacus.validators import ModuleValidator
-
-    errors: list[Any] = ModuleValidator.validate(plan.module, strict=False)
-    if errors:
-        layers = ", ".join(sorted({type(layer).__name__ for layer in plan.module.modules() if _mixes(layer)}))
-        raise UsageError(
-            f"{plan.task}: DP-SGD cannot train {layers or 'this module'}: {str(errors[0]).split('.')[0]}; "
-            "use GroupNorm, or no normalisation"
-        )
-
-
-def _refuse_mixing(plan: Plan) -> None:
-    """Raise `UsageError` unless Opacus's gradient of each of a few examples is that example's own.
-
-    It is not where a loss or a module compares examples, where one example takes several rows of a layer's batch,
-    or where a weight is used behind Opacus's back; each would break the bound on what one example contributes.
-    """
-    from opacus import GradSampleModule
-
-    few = plan.loader.data.take(slice(0, 3))
-    alone, together = (_without_dropout(deepcopy(plan.module)) for _ in range(2))
-    loop = []
-    for i in range(len(few)):
-        with seeded(plan.seed, "check"):
-            loss = plan.loss(alone, few.take(slice(i, i + 1))).sum()
-        weights = [p for p in alone.parameters() if p.requires_grad]
-        loop.append(torch.autograd.grad(loss, weights, allow_unused=True))
-    wrapped = GradSampleModule(together, loss_reduction="sum")
-    with seeded(plan.seed, "check"):
-        losses = plan.loss(wrapped, few)
-    trained = [(name, p) for name, p in together.named_parameters() if p.requires_grad]
-    torch.autograd.grad(losses.sum(), [p for _, p in trained], allow_unused=True)  # the hooks write grad_sample
-    for (name, parameter), own in zip(trained, zip(*loop, strict=True), strict=True):
-        rows = getattr(parameter, "grad_sample", None)
-        if own[0] is None or rows is None:
-            raise UsageError(
-                f"{plan.task}: {name} takes no part in the loss; freeze it (requires_grad=False) for DP-SGD"
-            )
-        expected = torch.stack([grad for grad in own if grad is not None])
-        if rows.shape != expected.shape or not torch.allclose(rows, expected, rtol=1e-2, atol=1e-5):
-            raise UsageError(
-                f"{plan.task}: the gradient of an example in {name} is not its own: the loss or the module mixes "
-                "examples, or spreads one over several rows; DP-SGD could not bound what it contributes"
-            )
-
-
-def _without_dropout(module: nn.Module) -> nn.Module:
-    """The module in training mode with dropout switched off, whose masks a loop draws differently."""
-    for layer in module.train().modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
-            layer.eval()
-    return module
-
-
-def _mixes(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.modules.batchnorm._BatchNorm)
