@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import io
 import os
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
@@ -97,12 +99,37 @@ def parse(command: type[T], argv: Sequence[str], prog: str) -> tuple[T, Catalog]
     fields = [(name, kind, dataclasses.field(default=kind())) for name, kind in groups.items()]
     whole = make_dataclass("Options", [("command", tyro.conf.OmitArgPrefixes[command]), *fields])  # type: ignore[misc, valid-type]
     whole.__doc__ = command.__doc__
-    try:
-        chosen: Any = tyro.cli(whole, args=list(argv), prog=prog, registry=_registry())
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    chosen: Any = ask(whole, argv, prog)
     catalog = Catalog({name: getattr(chosen, name) for name in groups})
     return cast("T", chosen.command), catalog
+
+
+def ask(options: type[T], argv: Sequence[str], prog: str) -> T:
+    """The options that a command line gives; `UsageError`, in one sentence, where it cannot be read."""
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(options, args=list(argv), prog=prog, registry=_registry())
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_sentence(complaint.getvalue(), prog)) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _sentence(box: str, prog: str) -> str:
+    """What tyro says in several lines, in a box or under a title, as one sentence."""
+    parts: list[list[str]] = [[]]
+    for line in (line.strip("│| ") for line in box.splitlines() if line.strip() and line[0] not in "╭╰"):
+        if line.strip("─-"):
+            parts[-1].append(line)
+        else:
+            parts.append([])
+    said, *rest = parts if "╭" in box else parts[1:] or [[]]
+    near = [line.split()[0] for part in rest if "Perhaps you meant:" in part for line in part if line.startswith("--")]
+    hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
+    return f"{' '.join(said) or 'the options cannot be read'}; {hint}{prog} --help lists the options"
 
 
 def set_data_directory(path: Path | None) -> None:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import tyro
 
-from experiments._catalog import attacks, defenses
+from experiments._catalog import ask, attacks, defenses
 from secure_ml.discovery import task_builders
 from secure_ml.errors import NotApplicable
 from secure_ml.training import make_plan
@@ -34,7 +33,7 @@ class List:
 
 def main(argv: Sequence[str]) -> int:
     """Print the catalogue."""
-    options = tyro.cli(List, args=list(argv), prog="secure-ml list")
+    options = ask(List, argv, "secure-ml list")
     if options.not_applicable:
         for task, method, why in not_applicable():
             print(f"{task} / {method}: {why}")
