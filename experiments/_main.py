@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(import_module(f"experiments.{name}").main(rest))
     except SecureMLError as error:
         return _refuse(str(error))
+    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("secure-ml: interrupted; the same command resumes what was not finished", file=sys.stderr)
         return 130

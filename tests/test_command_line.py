@@ -157,6 +157,14 @@ def test_data_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "cannot be read" in refused(capsys, "fit", f"table_mlp(path={str(tmp_path / 'mine.npz')!r})")
 
 
+def test_a_reader_that_leaves() -> None:
+    """``secure-ml list | head -1`` ends without a traceback."""
+    command = f"{sys.executable} -u -m experiments._main list | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout == "tasks:\n"
+    assert done.stderr == ""
+
+
 def test_the_installed_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "experiments._main", "nope"], capture_output=True, text=True, check=False
