@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 from torch import nn
 
 from attacks.evasion.pgd import PGD
+from attacks.evasion.relay import Relay
 from attacks.evasion.token_swap import TokenSwap
 from secure_ml.access import WhiteBox
 from secure_ml.batch import Batch
 from secure_ml.defense import Defense
 from secure_ml.errors import NotApplicable, require
 from secure_ml.families.evasion import Evasion, attack_batch
-from secure_ml.surfaces import Box, Surface, Tokens
+from secure_ml.surfaces import Box, Surface, Table, Tokens
 from secure_ml.task import Task
-from secure_ml.threats import Edits, Threat
+from secure_ml.threats import Threat
 from secure_ml.training import Plan, Step
 
-DEFAULTS: dict[type[Surface], Evasion] = {Box: PGD(steps=7), Tokens: TokenSwap(candidates=1)}
+DEFAULTS: dict[type[Surface], Evasion] = {Box: PGD(steps=7), Table: PGD(steps=7), Tokens: TokenSwap(candidates=1)}
 """What is trained against on each kind of surface, unless an attack is given."""
+
+
+class Growth:
+    """The share of the radius at which training stands."""
+
+    def __init__(self, warmup: float) -> None:
+        self.warmup = warmup
+        self.share = 0.0 if warmup else 1.0
+
+    def __call__(self, step: Step) -> None:
+        """Grow with the share of training that is done."""
+        done = (step.epoch + (step.index + 1) / step.plan.loader.steps) / step.plan.epochs
+        self.share = min(1.0, done / self.warmup) if self.warmup else 1.0
+
+    def state_dict(self) -> float:
+        """The share."""
+        return self.share
+
+    def load_state_dict(self, share: float) -> None:
+        """Go on from that share."""
+        self.share = share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +59,7 @@ class AdversarialTraining(Defense):
     radius: float | None = None
     """The task's own radius unless given."""
     attack: Evasion | None = None
-    """PGD with 7 steps for boxes, one-candidate token swaps for text, unless given."""
+    """PGD with 7 steps for boxes, one-candidate token swaps for text, both in turn for both, unless given."""
     warmup: float = 0.5
     """Share of training over which the radius grows from 0: at once, a large one can keep a model from learning."""
 
@@ -59,17 +80,14 @@ class AdversarialTraining(Defense):
         """The plan with every batch attacked after its augmentation, within a radius that grows to its full size."""
         task, threat = plan.task, self._threat(plan.task)
         attack = self._attack(task)
-        share = [0.0 if self.warmup else 1.0]
-
-        def grow(step: Step) -> None:
-            done = (step.epoch + (step.index + 1) / step.plan.loader.steps) / step.plan.epochs
-            share[0] = min(1.0, done / self.warmup) if self.warmup else 1.0
+        grow = Growth(self.warmup)
 
         def craft(module: nn.Module, batch: Batch) -> Batch:
             batch = plan.transform(module, batch)
-            return attack_batch(attack, WhiteBox(task, module), batch, _shrunk(threat, share[0]), plan.rng)
+            return attack_batch(attack, WhiteBox(task, module), batch, threat.scaled(grow.share), plan.rng)
 
-        return replace(plan, transform=craft, observers=(*plan.observers, grow))
+        state = {**plan.state, f"growth {len(plan.state)}": grow}
+        return replace(plan, transform=craft, observers=(*plan.observers, grow), state=state)
 
     @classmethod
     def neutral(cls) -> AdversarialTraining:
@@ -78,23 +96,14 @@ class AdversarialTraining(Defense):
 
     def _threat(self, task: Task) -> Threat:
         assert task.threat is not None
-        if self.radius is None:
-            return task.threat
-        radius = int(self.radius) if self.radius == int(self.radius) else self.radius
-        return cast("Threat", replace(cast("Any", task.threat), radius=radius))
+        return task.threat if self.radius is None else task.threat.within(self.radius)
 
     def _attack(self, task: Task) -> Evasion:
         assert task.threat is not None
         if self.attack is not None:
             return self.attack
-        if task.threat.surface not in DEFAULTS:
-            raise NotApplicable(f"no attack is known for {task.threat.surface.__name__}: give AdversarialTraining one")
-        return DEFAULTS[task.threat.surface]
-
-
-def _shrunk(threat: Threat, share: float) -> Threat:
-    """The threat with a share of its radius; whole edits stay whole, rounded up."""
-    radius = threat.radius * share
-    return cast(
-        "Threat", replace(cast("Any", threat), radius=math.ceil(radius) if isinstance(threat, Edits) else radius)
-    )
+        kinds = [part.surface for part in task.threat.parts()]
+        for kind in kinds:
+            if kind not in DEFAULTS:
+                raise NotApplicable(f"no attack is known for {kind.__name__}: give AdversarialTraining one")
+        return DEFAULTS[kinds[0]] if len(kinds) == 1 else Relay(numbers=PGD(steps=7), tokens=TokenSwap(candidates=1))

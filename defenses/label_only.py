@@ -10,7 +10,7 @@ from torch import Tensor
 from secure_ml.batch import Tree
 from secure_ml.defense import Defense
 from secure_ml.errors import NotApplicable
-from secure_ml.outputs import Classes, Output
+from secure_ml.outputs import Output
 from secure_ml.task import Task
 from secure_ml.victim import Served, Victim
 
@@ -21,13 +21,14 @@ class LabelOnly(Defense):
 
     Covers: attacks that read confidence values. Does not cover: the weights, which are the bare model's; attacks
     that need labels only (the gap attack, extraction by labels, decision-based evasion). The class of an answer to
-    ``(B, *shape)`` inputs is written as nearly certain logits, so that every score and loss still applies. Raises
-    `NotApplicable` for models that do not answer with classes, and behind encryption.
+    ``(B, *shape)`` inputs (of a recommender its list, of a generator each next symbol) is written as nearly certain
+    logits, so that every score and loss still applies. Raises `NotApplicable` for models whose answers hold no
+    decision, and behind encryption.
     """
 
     def check(self, task: Task) -> None:
-        """Raise `NotApplicable` unless the task answers with classes."""
-        if not isinstance(task.output, Classes):
+        """Raise `NotApplicable` unless the task's answers hold a decision."""
+        if not task.output.labels:
             raise NotApplicable(f"LabelOnly serves classes; {task.name} answers {type(task.output).__name__}")
 
     def serve(self, victim: Victim) -> Victim:

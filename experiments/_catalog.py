@@ -22,10 +22,10 @@ from secure_ml.defense import Defense
 from secure_ml.discovery import construct, methods, task, task_builders
 from secure_ml.errors import UsageError, require, unknown
 from secure_ml.task import Task
-from secure_ml.threats import L2, Edits, Linf, Threat
+from secure_ml.threats import L2, SNR, Edits, Features, Joint, Linf, Threat
 
 T = TypeVar("T")
-THREATS: dict[str, type[Threat]] = {kind.__name__: kind for kind in (Linf, L2, Edits)}
+THREATS: dict[str, type[Threat]] = {kind.__name__: kind for kind in (Linf, L2, SNR, Features, Edits, Joint)}
 
 
 def attacks() -> dict[str, type[Attack]]:
@@ -83,7 +83,9 @@ def threat_of(text: str) -> Threat:
     threat = _value(_parse(text), text)
     if not isinstance(threat, Threat):
         raise UsageError(f"{text!r} is not a threat; there are: {', '.join(THREATS)}")
-    require(threat.radius > 0, f"{text!r} allows no change at all; give it a radius above 0")
+    require(
+        any(part.radius > 0 for part in threat.parts()), f"{text!r} allows no change at all; give it a radius above 0"
+    )
     return threat
 
 
@@ -199,6 +201,8 @@ def _value(node: ast.expr, text: str) -> object:
         names = [field.name for field in dataclasses.fields(cls)]
         settings |= {name: _value(arg, text) for name, arg in zip(names, node.args, strict=False)}
         return construct("method", cls, settings)
+    if isinstance(node, ast.Tuple):
+        return tuple(_value(part, text) for part in node.elts)
     try:
         return ast.literal_eval(node)
     except ValueError:

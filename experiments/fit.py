@@ -21,7 +21,10 @@ from secure_ml.victim import MODEL_FILES, vacate, writable
 
 @dataclass(frozen=True)
 class Fit:
-    """Train one task under one stack of defenses, print its card, and keep the model (safetensors and JSON)."""
+    """Train one task under one stack of defenses, print its card, and keep the model (safetensors and JSON).
+
+    A killed call goes on from the last epoch that was kept (at most every 20 seconds) when it is repeated.
+    """
 
     task: tyro.conf.Positional[str]
     """The task: digits_cnn, or digits_cnn(width=8)."""
@@ -47,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     writable(folder.parent)
     with Progress(console=Console(stderr=True), transient=not sys.stderr.isatty()) as progress:
         observers = (_watch(progress),)
-        victim = fit(task, stack, seed=options.seed, device=options.device, observers=observers)
+        unfinished = folder.parent / f".{folder.name}.unfinished"
+        victim = fit(task, stack, seed=options.seed, device=options.device, observers=observers, checkpoint=unfinished)
     victim.save(folder)
     result = with_usage(victim, card(victim))
     print(table([*result.rows, *result.usage]))

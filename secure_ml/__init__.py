@@ -9,19 +9,24 @@ from secure_ml.errors import BudgetExceeded, NotApplicable, SecureMLError, Usage
 from secure_ml.families.evasion import Evasion
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
-from secure_ml.outputs import Classes, Values
+from secure_ml.outputs import Classes, NextToken, Ranking, Values
 from secure_ml.report import evaluate
 from secure_ml.rows import Row, table
-from secure_ml.scores import RMSE, Accuracy
-from secure_ml.surfaces import Box, Tokens
-from secure_ml.task import Recipe, Task, cross_entropy, squared_error
-from secure_ml.threats import L2, Edits, Linf
+from secure_ml.scores import AUC, F1, NDCG, R2, RMSE, Accuracy, HitRate, Nats
+from secure_ml.surfaces import Box, Table, Tokens
+from secure_ml.task import Recipe, Sample, Task, cross_entropy, next_token_loss, squared_error
+from secure_ml.threats import L2, SNR, Edits, Features, Joint, Linf
 from secure_ml.training import Plan, fit
 from secure_ml.victim import Claim, Victim
 
 __all__ = [
+    "AUC",
+    "F1",
     "L2",
+    "NDCG",
+    "R2",
     "RMSE",
+    "SNR",
     "Accuracy",
     "Attack",
     "Batch",
@@ -34,14 +39,22 @@ __all__ = [
     "Edits",
     "Evasion",
     "Extraction",
+    "Features",
+    "HitRate",
+    "Joint",
     "Linf",
     "Membership",
+    "Nats",
+    "NextToken",
     "NotApplicable",
     "Plan",
+    "Ranking",
     "Recipe",
     "Row",
+    "Sample",
     "SecureMLError",
     "Splits",
+    "Table",
     "Task",
     "Tokens",
     "UsageError",
@@ -51,6 +64,7 @@ __all__ = [
     "cross_entropy",
     "evaluate",
     "fit",
+    "next_token_loss",
     "squared_error",
     "table",
     "task",

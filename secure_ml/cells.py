@@ -92,7 +92,8 @@ class Store:
         cell = job.cell
         if self.trained(job):
             return Victim.load(self._model(job), cell.task, cell.defenses, device=self.device)
-        victim = fit(cell.task, cell.defenses, seed=cell.seed, device=self.device)
+        unfinished = self.folder / "checkpoints" / job.model if job.model else None
+        victim = fit(cell.task, cell.defenses, seed=cell.seed, device=self.device, checkpoint=unfinished)
         if job.model:
             victim.save(self._model(job))
         return victim

@@ -8,6 +8,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -34,6 +35,12 @@ def find(name: str, what: str) -> Path:
             f"{path} is missing: put {what} there, or name another directory with --data-dir or {VARIABLE}"
         )
     return path
+
+
+def require_extra(module: str, extra: str, task: str) -> None:
+    """Raise `UsageError` with what to install where a module that a task needs is missing."""
+    if find_spec(module) is None:
+        raise UsageError(f"{task} needs {module}, which is not installed: pip install 'secure-ml[{extra}]'")
 
 
 def images(name: str) -> tuple[Batch, Batch]:

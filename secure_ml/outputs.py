@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secure_ml.batch import Tree
 from secure_ml.errors import NotApplicable, UsageError, unknown
-from secure_ml.scores import squared_difference
+from secure_ml.scores import TOP, squared_difference
 from secure_ml.stats import Estimate, bootstrap, clopper_pearson
 
 Reveal = Literal["logits", "probabilities", "label"]
@@ -29,6 +29,9 @@ def check_reveal(how: str) -> None:
 
 class Output(ABC):
     """One kind of answer. Whatever is revealed stays in the form of the module's own output."""
+
+    labels: ClassVar[bool] = True
+    """Whether there is a decision that can be served without the confidence behind it."""
 
     @abstractmethod
     def check(self, outputs: Tensor, n: int) -> None:
@@ -102,8 +105,73 @@ class Classes(Output):
 
 
 @dataclass(frozen=True)
+class NextToken(Output):
+    """Logits ``(B, T, V)``: at each of T places, the symbol that comes next."""
+
+    def check(self, outputs: Tensor, n: int) -> None:
+        """Raise `UsageError` unless the shape is ``(n, T, V)`` with V > 1 and all is finite."""
+        if outputs.ndim != 3 or len(outputs) != n or outputs.shape[2] < 2:
+            raise UsageError(
+                f"the module answered {n} examples with shape {tuple(outputs.shape)}; NextToken expects (B, T, V)"
+            )
+        _finite(outputs)
+
+    def check_target(self, outputs: Tensor, target: Tree) -> None:
+        """Raise `UsageError` unless the target holds a symbol ``(B, T)`` for each place."""
+        assert isinstance(target, Tensor)
+        if target.shape[1:] != outputs.shape[1:2]:
+            raise UsageError(f"targets of shape {tuple(target.shape)} meet logits of shape {tuple(outputs.shape)}")
+        if len(target) and not (int(target.min()) >= 0 and int(target.max()) < outputs.shape[2]):
+            raise UsageError(
+                f"targets lie in [{int(target.min())}, {int(target.max())}], but the module tells "
+                f"{outputs.shape[2]} symbols, 0 to {outputs.shape[2] - 1}"
+            )
+
+    def reveal(self, outputs: Tensor, how: Reveal) -> Tensor:
+        """Logits, log-probabilities, or each likeliest symbol alone, written as (nearly certain) log-probabilities."""
+        if how == "logits":
+            return outputs
+        if how == "probabilities":
+            return outputs.log_softmax(-1)
+        check_reveal(how)
+        return (F.one_hot(outputs.argmax(-1), outputs.shape[-1]) * SURE).to(outputs.dtype).log_softmax(-1)
+
+    def imitate(self, outputs: Tensor, answers: Tensor) -> Tensor:
+        """Cross-entropy to the revealed distributions, averaged over places, ``(B,)``."""
+        return -(answers.softmax(-1) * outputs.log_softmax(-1)).sum(-1).mean(1)
+
+    def fidelity(self, outputs: Tensor, answers: Tensor) -> Estimate:
+        """Share of places at which both put the same symbol first; places of one example count as one observation."""
+        agree = (outputs.argmax(-1) == answers.argmax(-1)).double().mean(1)
+        return bootstrap(lambda a: float(a.mean()), agree.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class Ranking(Classes):
+    """Scores ``(B, V)`` of all items; the decision is the list of the ten first."""
+
+    def reveal(self, outputs: Tensor, how: Reveal) -> Tensor:
+        """Scores, log-probabilities, or the list alone: its items in their order, all others equal and far below."""
+        if how != "label":
+            return super().reveal(outputs, how)
+        top = outputs.topk(min(TOP, outputs.shape[1]), dim=1).indices
+        steps = torch.linspace(1, 0.5, top.shape[1], dtype=outputs.dtype, device=outputs.device) * SURE
+        listed = torch.zeros_like(outputs).scatter(1, top, steps.expand(len(outputs), -1))
+        return listed.log_softmax(-1)
+
+    def fidelity(self, outputs: Tensor, answers: Tensor) -> Estimate:
+        """Share of the items in one list of ten that are in the other; a list counts as one observation."""
+        n = min(TOP, outputs.shape[1])
+        mine, theirs = (scores.topk(n, dim=1).indices for scores in (outputs, answers))
+        shared = (mine[:, :, None] == theirs[:, None, :]).any(2).double().mean(1)
+        return bootstrap(lambda s: float(s.mean()), shared.cpu().numpy())
+
+
+@dataclass(frozen=True)
 class Values(Output):
     """Real numbers ``(B,)`` or ``(B, D)``: a regression."""
+
+    labels: ClassVar[bool] = False
 
     def check(self, outputs: Tensor, n: int) -> None:
         """Raise `UsageError` unless the shape is ``(n,)`` or ``(n, D)`` and all is finite."""

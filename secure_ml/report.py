@@ -16,9 +16,10 @@ from secure_ml.victim import Victim
 
 def card(victim: Victim) -> Result:
     """The victim's own score, as served, and what its training took."""
-    score = victim.task.score
+    task = victim.task
     rows = (
-        make_row(victim, score.name, victim.score(), unit=score.unit),
+        make_row(victim, task.score.name, victim.score(), unit=task.score.unit),
+        *(make_row(victim, s.name, s.measure(victim.served, victim.splits.test), unit=s.unit) for s in task.also),
         make_row(victim, "training seconds", _exactly(victim.seconds), unit="seconds"),
     )
     return with_usage(victim, Result(rows))

@@ -46,11 +46,11 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 
 def bootstrap(statistic: Callable[[Floats], float], values: Floats, rounds: int = 1000) -> Estimate:
-    """A statistic of independent observations ``(n,)`` with its percentile bootstrap interval."""
+    """A statistic of independent observations ``(n,)`` or ``(n, k)`` with its percentile bootstrap interval."""
     if not len(values):
         return Estimate(float("nan"), float("nan"), float("nan"), 0, "bootstrap")
     rng = np.random.default_rng(0)
-    draws = [statistic(rng.choice(values, len(values))) for _ in range(rounds)]
+    draws = [statistic(rng.choice(values, len(values), axis=0)) for _ in range(rounds)]
     low, high = np.quantile(draws, [0.025, 0.975])
     return Estimate(statistic(values), float(low), float(high), len(values), "bootstrap over examples")
 

@@ -63,6 +63,14 @@ class Box(Surface):
                 "scale them, or declare the box they live in"
             )
 
+    def clamp(self, clean: Tensor, proposal: Tensor) -> Tensor:
+        """The point of the box nearest to the proposal; a clean value outside it (by rounding) may stay."""
+        return torch.clamp(proposal, clean.clamp(max=self.low), clean.clamp(min=self.high))
+
+    def snap(self, clean: Tensor, proposal: Tensor) -> Tensor:
+        """The allowed point between the clean one and a proposal in the box: every point of a plain box is allowed."""
+        return proposal
+
     def gradient(self, module: nn.Module, inputs: Tree, run: Run) -> tuple[Tensor, Tensor]:
         """Values ``(B,)`` and the gradient ``(B, *shape)``; no gradient reaches a weight."""
         leaf = self.get(inputs).detach().requires_grad_()
@@ -70,6 +78,44 @@ class Box(Surface):
             values = run(self.put(inputs, leaf))
             (gradient,) = torch.autograd.grad(values.sum(), leaf)
         return values.detach(), gradient
+
+
+@dataclass(frozen=True)
+class Table(Box):
+    """Rows ``(B, d)`` of numbers in ``[low, high]`` with rules.
+
+    Columns in ``frozen`` cannot be changed (and pin the group they lie in). ``steps`` names columns whose values are
+    whole multiples of a step, ``(column, step)``. Each of ``groups`` is a one-hot code: one of its columns is 1, the
+    others are 0.
+    """
+
+    frozen: tuple[int, ...] = ()
+    steps: tuple[tuple[int, float], ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
+
+    def check(self, inputs: Tree) -> None:
+        """Raise `UsageError` for values outside the box, off their grid, or no one-hot code."""
+        super().check(inputs)
+        rows = self.get(inputs)
+        require(rows.ndim == 2, f"a Table holds rows (B, d); given {tuple(rows.shape)}")
+        for column, step in self.steps:
+            counts = rows[:, column] / step
+            if not bool(((counts - counts.round()).abs() < 1e-3).all()):
+                raise UsageError(f"column {column} holds values that are no whole multiples of its step {step:.4g}")
+        for group in self.groups:
+            code = rows[:, list(group)]
+            if not bool(((code == 0) | (code == 1)).all() and (code.sum(1) == 1).all()):
+                raise UsageError(f"columns {group} hold rows that are no one-hot code: one must be 1, the others 0")
+
+    def snap(self, clean: Tensor, proposal: Tensor) -> Tensor:
+        """Frozen columns and categories as they were; numbers on the grid, rounded towards the clean value."""
+        snapped = proposal.clone()
+        for column, step in self.steps:
+            counts = ((proposal[:, column] - clean[:, column]) / step * (1 + 1e-5)).trunc()
+            snapped[:, column] = ((clean[:, column] / step).round() + counts) * step
+        fixed = [*self.frozen, *(column for group in self.groups for column in group)]
+        snapped[:, fixed] = clean[:, fixed]
+        return snapped
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -16,15 +16,29 @@ from secure_ml.errors import UsageError, require, unknown
 from secure_ml.modes import evaluating
 from secure_ml.outputs import Classes, Output
 from secure_ml.randomness import generator
-from secure_ml.scores import Accuracy, Score, squared_difference
+from secure_ml.scores import Accuracy, Score, next_token_entropy, squared_difference
 from secure_ml.surfaces import Box, Surface
-from secure_ml.threats import Threat
+from secure_ml.threats import Change, Threat
 
 Predictor: TypeAlias = Callable[[Tree], Any]
 """A module or a served model: inputs ``(B, *shape)`` to outputs of the task's kind."""
 Loss: TypeAlias = Callable[[Any, Batch], Tensor]
 """``(predictor, batch) -> (B,)``: one loss per example; it may call the predictor more than once."""
 Augment: TypeAlias = Callable[[Batch, torch.Generator], Batch]
+Renew: TypeAlias = Callable[[nn.Module, Batch, torch.Generator], Batch]
+"""The module and the examples of one epoch, to the examples of the next: roll-outs of what the module does by now."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model makes: text to be read, and files (sound, say) by name."""
+
+    text: str
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+Show: TypeAlias = Callable[[Predictor, str, torch.Generator], Sample]
+"""A predictor, a prompt (it may be empty) and randomness, to what the model makes of it."""
 
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
@@ -69,6 +83,11 @@ def cross_entropy(predictor: Predictor, batch: Batch) -> Tensor:
     return F.cross_entropy(outputs, batch.target, reduction="none")
 
 
+def next_token_loss(predictor: Predictor, batch: Batch) -> Tensor:
+    """Mean cross-entropy ``(B,)`` in nats of logits ``(B, T, V)`` for the symbols ``(B, T)`` that come next."""
+    return next_token_entropy(predictor(batch.inputs), batch.target)
+
+
 def squared_error(predictor: Predictor, batch: Batch) -> Tensor:
     """Squared error ``(B,)`` of values ``(B,)`` or, averaged, ``(B, D)``."""
     return squared_difference(predictor(batch.inputs), batch.target)
@@ -94,11 +113,19 @@ class Task:
     loss: Loss = cross_entropy
     output: Output = Classes()
     score: Score = Accuracy()
+    also: tuple[Score, ...] = ()
+    """Further scores of the served answers, beside the one by which attacks are judged."""
     surfaces: tuple[Surface, ...] = (Box(),)
     threat: Threat | None = None
     """The task's default adversary; without one, evasion needs ``threat=``."""
     recipe: Recipe = Recipe()
     augment: Augment = unchanged
+    renew: Renew | None = None
+    """How the examples of an epoch follow from those of the last one, where they are not the same; pure."""
+    sample: Show | None = None
+    """What the model makes, where it generates something or acts."""
+    chunk: int = 1000
+    """Examples that a module is shown at a time outside training; bounds memory and changes no answer."""
     unit: str = "record"
     """The unit of privacy: what one example is."""
     assumes: tuple[str, ...] = ()
@@ -113,7 +140,7 @@ class Task:
         """The splits of one seed."""
         return self.data(generator(seed, "data"))
 
-    def surface(self, threat: Threat) -> Surface:
+    def surface(self, threat: Change) -> Surface:
         """The surface that a threat changes; `UsageError` if the task has none of that kind."""
         for surface in self.surfaces:
             if isinstance(surface, threat.surface):

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import cos, pi
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from secure_ml.batch import Batch, Splits
-from secure_ml.defense import Defense
+from secure_ml.batch import Batch, Splits, leaves
+from secure_ml.checkpoint import Checkpoint, Randomness, Stateful
+from secure_ml.defense import Defense, stack_name
 from secure_ml.errors import UsageError, require
+from secure_ml.modes import evaluating
 from secure_ml.randomness import generator, seeded
 from secure_ml.task import Loss, Recipe, Task
 from secure_ml.victim import Plain, Victim, build, resolve_device, serve
@@ -54,6 +57,36 @@ class Loader:
             yield self.data.take(index)
 
 
+class Renewed:
+    """Examples that each epoch makes anew out of those of the last, shuffled: a loader for models that act."""
+
+    def __init__(self, data: Batch, batch_size: int, renew: Callable[[Batch], Batch], rng: torch.Generator) -> None:
+        self.data, self.batch_size, self.renew, self.rng = data, batch_size, renew, rng
+        self.begun = False
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.data) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.begun:
+            self.data = self.renew(self.data)
+        self.begun = True
+        for index in Shuffled(len(self.data), self.batch_size, self.rng):
+            yield self.data.take(index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The examples of the epoch that is done."""
+        return {"inputs": self.data.inputs, "target": self.data.target, "begun": self.begun}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from those examples."""
+        device = next(leaves(self.data.inputs)).device
+        self.data = Batch(state["inputs"], state["target"]).to(device)
+        self.begun = state["begun"]
+
+
 @dataclass(frozen=True)
 class Shuffled:
     """Every example once in an epoch, in a new order, in batches of one size (the last may be smaller)."""
@@ -73,7 +106,7 @@ class Plan:
     task: Task
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    loader: Loader
+    loader: Loader | Renewed
     loss: Loss
     transform: Transform
     """Rewrites a batch before the loss sees it: augmentation, adversarial training."""
@@ -92,6 +125,8 @@ class Plan:
     observers: tuple[Observer, ...] = ()
     finish: tuple[Finish, ...] = ()
     """Run on the victim after the last step, last added first: unwrap, add a claim."""
+    state: Mapping[str, Stateful] = field(default_factory=dict)
+    """What changes while the plan is run, by name, beside module and optimizer: a checkpoint keeps all of it."""
 
 
 def fit(
@@ -101,11 +136,14 @@ def fit(
     seed: int = 0,
     device: str | torch.device = "auto",
     observers: Sequence[Observer] = (),
+    checkpoint: Path | None = None,
 ) -> Victim:
     """Train a task under a stack of defenses and serve the result; what was passed in stays as it was.
 
-    Raises `NotApplicable` where a defense has no meaning for the task, and `UsageError` where data, module,
-    loss or a setting are wrong or the loss stops being a number.
+    With a ``checkpoint``, a folder, the state is kept there after an epoch, at most every 20 seconds; a call with the
+    same settings goes on from it to the same weights, and removes it in the end. Raises `NotApplicable` where a
+    defense has no meaning for the task, and `UsageError` where data, module, loss or a setting are wrong or the loss
+    stops being a number.
     """
     stack = tuple(defenses)
     for defense in stack:
@@ -113,11 +151,11 @@ def fit(
     start = time.perf_counter()
     with seeded(seed, "train"), warnings.catch_warnings(), _repeatable():
         plan = make_plan(task, stack, seed, resolve_device(device), tuple(observers))
-        train(plan)
+        train(plan, Checkpoint(checkpoint, _about(plan, stack)) if checkpoint else None)
     victim = Victim(
         task=task,
         module=plan.module,
-        served=Plain(plan.module),
+        served=Plain(plan.module, task.chunk),
         splits=plan.splits,
         defenses=stack,
         seed=seed,
@@ -125,7 +163,7 @@ def fit(
     victim = reduce(lambda done, finish: finish(done), reversed(plan.finish), victim)
     victim.module.eval()
     seconds = time.perf_counter() - start
-    return serve(replace(victim, served=Plain(victim.module), seconds=seconds))
+    return serve(replace(victim, served=Plain(victim.module, task.chunk), seconds=seconds))
 
 
 @contextmanager
@@ -140,17 +178,15 @@ def make_plan(
 ) -> Plan:
     """The plan of a task's own recipe, rewritten by each defense in turn."""
     recipe, splits = task.recipe, task.draw(seed).to(device)
+    order, rng = generator(seed, "order"), generator(seed, "transform")
     module = build(task, defenses, seed).to(device).train()
     require(any(p.requires_grad for p in module.parameters()), f"{task}: the module has no parameters to train")
     task.check(module, splits)
-    n = len(splits.train)
-    sampler = Shuffled(n, recipe.batch_size, generator(seed, "order"))
-    rng = generator(seed, "transform")
     plan = Plan(
         task=task,
         module=module,
         optimizer=make_optimizer(module, recipe),
-        loader=Loader(splits.train, sampler, -(-n // recipe.batch_size)),
+        loader=_loader(task, module, splits.train, order, rng),
         loss=task.loss,
         transform=lambda _, batch: task.augment(batch, rng),
         epochs=recipe.epochs,
@@ -161,8 +197,38 @@ def make_plan(
         rng=rng,
         device=device,
         observers=observers,
+        state={"order": Randomness(order), "transform": Randomness(rng), "global": Randomness()},
     )
+    if isinstance(plan.loader, Renewed):
+        plan = replace(plan, state={**plan.state, "loader": plan.loader})
     return reduce(lambda current, defense: defense.prepare(current), defenses, plan)
+
+
+def _loader(
+    task: Task, module: nn.Module, data: Batch, order: torch.Generator, rng: torch.Generator
+) -> Loader | Renewed:
+    size, renew = task.recipe.batch_size, task.renew
+    if renew is None:
+        return Loader(data, Shuffled(len(data), size, order), -(-len(data) // size))
+
+    def act(last: Batch) -> Batch:
+        with evaluating(module), torch.no_grad():
+            return renew(module, last, rng).to(next(module.parameters()).device)
+
+    return Renewed(data, size, act, order)
+
+
+def _about(plan: Plan, stack: tuple[Defense, ...]) -> dict[str, str]:
+    """Which training a checkpoint belongs to."""
+    return {
+        "task": repr(plan.task),
+        "recipe": repr(plan.task.recipe),
+        "defenses": stack_name(stack),
+        "seed": str(plan.seed),
+        "data": plan.splits.fingerprint(),
+        "device": plan.device.type,
+        "torch": torch.__version__,
+    }
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -176,11 +242,13 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return kind(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
-def train(plan: Plan) -> None:
-    """Run a plan to its end; the module it names is trained in place."""
+def train(plan: Plan, checkpoint: Checkpoint | None = None) -> None:
+    """Run a plan to its end, from its checkpoint if there is one; the module it names is trained in place."""
     rates = [group["lr"] for group in plan.optimizer.param_groups]
     best = _Best(plan)
-    for epoch in range(plan.epochs):
+    parts: dict[str, Stateful] = {"module": plan.module, "optimizer": plan.optimizer, "best": best, **plan.state}
+    done = checkpoint.restore(parts) if checkpoint else 0
+    for epoch in range(done, 0 if best.over else plan.epochs):
         total = torch.zeros((), device=plan.device)
         for index, batch in enumerate(plan.loader):
             factor = plan.schedule((epoch + index / plan.loader.steps) / plan.epochs)
@@ -192,9 +260,14 @@ def train(plan: Plan) -> None:
                 f"{plan.task}: the training loss is {total.item()} in epoch {epoch + 1}: "
                 "lower the learning rate, or look for NaN in the data or the loss"
             )
-        if best.done(epoch):
+        best.look(epoch)
+        if checkpoint:
+            checkpoint.save(parts, epoch)
+        if best.over:
             break
     best.restore()
+    if checkpoint:
+        checkpoint.remove()
     plan.optimizer.zero_grad()
     if not all(value.isfinite().all() for value in plan.module.state_dict().values()):
         raise UsageError(f"{plan.task}: the weights are not finite after training: lower the learning rate")
@@ -218,19 +291,30 @@ class _Best:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.epoch, self.score = plan, 0, float("-inf")
+        self.over = False
         self.weights: dict[str, Tensor] | None = None
 
-    def done(self, epoch: int) -> bool:
+    def look(self, epoch: int) -> None:
+        """Keep the weights if they are the best so far; training is over when none were for too long."""
         plan = self.plan
         if plan.patience is None:
-            return False
+            return
         with plan.crafting(plan.module):
-            score = plan.task.score.measure(Plain(plan.module), plan.splits.validation).value
+            score = plan.task.score.measure(Plain(plan.module, plan.task.chunk), plan.splits.validation).value
         score = score if plan.task.score.higher_is_better else -score
         if score > self.score:
             self.epoch, self.score = epoch, score
             self.weights = deepcopy(plan.module.state_dict())
-        return epoch - self.epoch >= plan.patience
+        self.over = epoch - self.epoch >= plan.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best weights and where they were found."""
+        return {"epoch": self.epoch, "score": self.score, "over": self.over, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.epoch, self.score, self.over = state["epoch"], state["score"], state["over"]
+        self.weights = state["weights"]
 
     def restore(self) -> None:
         if self.weights is not None:

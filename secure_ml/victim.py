@@ -26,9 +26,6 @@ from secure_ml.randomness import seeded
 from secure_ml.stats import Estimate
 from secure_ml.task import Task
 
-CHUNK = 1000
-"""Examples that a module is shown at a time; bounds memory and changes no answer."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
@@ -59,14 +56,14 @@ class Served(ABC):
 class Plain(Served):
     """The module's own answers, in evaluation mode."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, chunk: int) -> None:
+        self.module, self.chunk = module, chunk
 
     def __call__(self, inputs: Tree) -> Tensor:
         """Outputs of the module, on its device."""
         device = next(self.module.parameters()).device
         with evaluating(self.module), torch.no_grad():
-            pieces = [self.module(_on(device, piece.inputs)) for piece in Batch(inputs, ()).chunks(CHUNK)]
+            pieces = [self.module(_on(device, piece.inputs)) for piece in Batch(inputs, ()).chunks(self.chunk)]
             return cast("Tensor", join(pieces))
 
 
@@ -153,7 +150,7 @@ class Victim:
             cls(
                 task=task,
                 module=module.to(place).eval(),
-                served=Plain(module),
+                served=Plain(module, task.chunk),
                 splits=parts.to(place),
                 defenses=stack,
                 seed=about["seed"],

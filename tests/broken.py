@@ -105,7 +105,7 @@ class JudgesTheModule(sm.Evasion):
         return batch.inputs
 
     def evaluate(self, victim: sm.Victim, **settings: Any) -> Result:
-        return super().evaluate(replace(victim, served=Plain(victim.module)), **settings)
+        return super().evaluate(replace(victim, served=Plain(victim.module, victim.task.chunk)), **settings)
 
 
 @dataclass(frozen=True, kw_only=True)

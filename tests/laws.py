@@ -19,7 +19,8 @@ from secure_ml.families.evasion import Evasion, attack_batch
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
 from secure_ml.randomness import seeded
-from secure_ml.threats import Ball, Threat
+from secure_ml.surfaces import Surface
+from secure_ml.threats import Ball, Change, Threat, Walk
 from secure_ml.training import Loader, Plan, make_plan, train
 from secure_ml.victim import Served
 
@@ -146,7 +147,11 @@ def law_judged_on_what_is_served(attack: Evasion, victim: sm.Victim) -> None:
     served = Constant(victim.served)
     constant = dataclasses.replace(victim, served=served)
     test = victim.splits.test.take(slice(0, 20))
-    expected = victim.task.score.measure(served, test).value
+    score = victim.task.score
+    values = score.values(served, test)
+    if isinstance(score, sm.scores.ClosedLoop):
+        values = score.worse(values, score.values(served, test))
+    expected = score.aggregate(values).value
     (row,) = attack.evaluate(constant, threat=None, seed=0, examples=20).rows
     assert row.value == expected
 
@@ -168,17 +173,18 @@ def law_stays_in_threat(attack: Evasion, victim: sm.Victim, threat: Threat | Non
     task = victim.task
     threat = threat or task.threat
     assert threat is not None
-    surface = task.surface(threat)
     access, rng = WhiteBox.open(victim), torch.Generator().manual_seed(0)
     for n in (0, 1, 12):
         batch = victim.splits.test.take(slice(0, n))
         changed = attack_batch(attack, access, batch, threat, rng)
         assert len(changed) == n
-        before, after = surface.get(batch.inputs), surface.get(changed.inputs)
-        assert bool((threat.size(before, after) <= threat.radius + 1e-6).all()), "outside the threat"
-        surface.check(changed.inputs)
-    nothing = attack_batch(attack, access, batch, dataclasses.replace(threat, radius=0), rng)
-    assert torch.equal(surface.get(nothing.inputs), surface.get(batch.inputs)), "radius 0 changed an input"
+        for part in threat.parts():
+            surface = task.surface(part)
+            before, after = surface.get(batch.inputs), surface.get(changed.inputs)
+            assert bool((part.size(before, after) <= part.radius + 1e-6).all()), "outside the threat"
+            surface.check(changed.inputs)
+    nothing = attack_batch(attack, access, batch, threat.within(0), rng)
+    assert same(list(leaves(nothing.inputs)), list(leaves(batch.inputs))), "radius 0 changed an input"
 
 
 def law_beats_chance_perturbation(attack: Evasion, victim: sm.Victim) -> None:
@@ -186,18 +192,25 @@ def law_beats_chance_perturbation(attack: Evasion, victim: sm.Victim) -> None:
     task, test = victim.task, victim.splits.test.take(slice(0, 30))
     threat = task.threat
     assert threat is not None
-    surface, rng = task.surface(threat), torch.Generator().manual_seed(1)
-    clean = surface.get(test.inputs)
-    if isinstance(threat, Ball):
-        noise = threat.project(surface, clean, clean + threat.radius * threat.sample(clean, rng).sign())
-    else:
-        words = torch.randint(1, surface.vocabulary, clean.shape, generator=rng)
-        noise = threat.project(surface, clean, words)
+    rng, inputs = torch.Generator().manual_seed(1), test.inputs
+    for part in threat.parts():
+        surface = task.surface(part)
+        if isinstance(surface, attack.surfaces):
+            inputs = surface.put(inputs, at_random(part, surface, surface.get(inputs), rng))
     access = WhiteBox.open(victim)
     changed = attack_batch(attack, access, test, threat, rng)
-    random = task.loss(access, Batch(surface.put(test.inputs, noise), test.target)).mean()
+    random = task.loss(access, Batch(inputs, test.target)).mean()
     reached = task.loss(access, changed).mean()
     assert reached > random
+
+
+def at_random(threat: Change, surface: Surface, clean: Tensor, rng: torch.Generator) -> Tensor:
+    """A random change, as large as the threat allows where that is easily told."""
+    if isinstance(threat, Ball):
+        return threat.project(surface, clean, clean + threat.radius * threat.sample(clean, rng).sign())
+    if isinstance(threat, Walk):
+        return threat.realise(surface, clean, threat.start(surface, clean, rng))
+    return threat.project(surface, clean, torch.randint(1, surface.vocabulary, clean.shape, generator=rng))
 
 
 def law_obeys_budget(attack: Extraction, victim: sm.Victim) -> None:
@@ -361,13 +374,14 @@ def law_splits(task: sm.Task) -> None:
     assert shared <= 0.05 * len(seen), f"{shared} inputs lie in two parts"
 
 
-def law_projects(threat: Threat, surface: sm.Box | sm.Tokens, clean: Tensor) -> None:
+def law_projects(threat: Change, surface: Surface, clean: Tensor) -> None:
     """Projection ends inside, is the identity inside, heals what is no number, and samples stay inside."""
     rng = torch.Generator().manual_seed(0)
-    if isinstance(threat, Ball):
+    if isinstance(threat, Walk):
         wild = [clean + 3 * torch.randn(clean.shape, generator=rng), torch.full_like(clean, torch.nan)]
-        inside = threat.sample(clean, rng)
-        assert bool((threat.norm(inside) <= threat.radius + 1e-6).all()), "a sample lies outside"
+        inside = threat.realise(surface, clean, threat.start(surface, clean, rng))
+        assert bool((threat.size(clean, inside) <= threat.radius + 1e-6).all()), "a start lies outside"
+        surface.check(inside)
     else:
         wild = [torch.randint(-5, 100, clean.shape, generator=rng)]
     for proposal in wild:

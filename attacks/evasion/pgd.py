@@ -12,8 +12,9 @@ from secure_ml.access import WhiteBox
 from secure_ml.batch import Batch, Tree
 from secure_ml.errors import require
 from secure_ml.families.evasion import Evasion
+from secure_ml.scores import ClosedLoop
 from secure_ml.surfaces import Box, Surface
-from secure_ml.threats import Ball, Threat
+from secure_ml.threats import Change, Walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class PGD(Evasion):
     Raises `UsageError` for settings out of range, and for a step longer than the radius.
 
     Differs from the paper: it returns the worst point that it saw rather than the last one: worst by the task's
-    score, and by the loss among equals.
+    score, and by the loss among equals. In a table, the gradient is taken at the nearest row that keeps the rules
+    and moves a point that need not (straight through).
     """
 
     surfaces: ClassVar[tuple[type[Surface], ...]] = (Box,)
@@ -42,19 +44,19 @@ class PGD(Evasion):
         require(self.restarts >= 1, f"PGD needs at least 1 restart; given {self.restarts}")
         require(self.step_size is None or self.step_size > 0, f"PGD needs a step size above 0; given {self.step_size}")
 
-    def perturb(self, access: WhiteBox, batch: Batch, threat: Threat, rng: torch.Generator) -> Tree:
+    def perturb(self, access: WhiteBox, batch: Batch, threat: Change, rng: torch.Generator) -> Tree:
         """The worst inputs found, of the shape of the batch's."""
-        assert isinstance(threat, Ball)
+        assert isinstance(threat, Walk)
         surface = access.task.surface(threat)
         length = self._step(threat)
         clean = surface.get(batch.inputs)
         worst = _Worst(access, batch, clean)
         for _ in range(self.restarts):
-            point = threat.project(surface, clean, clean + threat.sample(clean, rng))
+            point = threat.start(surface, clean, rng)
             for _ in range(self.steps):
-                gradient = worst.look(point, surface)
-                point = threat.project(surface, clean, point + length * threat.steepest(gradient))
-            worst.look(point, surface)
+                gradient = worst.look(threat.realise(surface, clean, point), surface)
+                point = threat.advance(surface, clean, point, gradient, length)
+            worst.look(threat.realise(surface, clean, point), surface)
         return surface.put(batch.inputs, worst.point)
 
     @classmethod
@@ -62,7 +64,7 @@ class PGD(Evasion):
         """Three steps."""
         return cls(steps=3)
 
-    def check_threat(self, threat: Threat) -> None:
+    def check_threat(self, threat: Change) -> None:
         """Raise `UsageError` for a step longer than the radius."""
         if self.step_size is not None and threat.radius > 0:
             require(
@@ -70,7 +72,7 @@ class PGD(Evasion):
                 f"PGD's step size {self.step_size} is longer than the radius of {threat}; use at most {threat.radius}",
             )
 
-    def _step(self, threat: Ball) -> float:
+    def _step(self, threat: Change) -> float:
         length = 2.5 * threat.radius / self.steps if self.step_size is None else self.step_size
         return min(length, threat.radius)
 
@@ -87,8 +89,9 @@ class _Worst:
         """Keep the point where it is the worst yet, and return the gradient there."""
         task = self.access.task
         seen = self.access.ascend(Batch(surface.put(self.batch.inputs, point), self.batch.target), surface)
-        harm = task.score.per_example(seen.outputs, self.batch.target).to(self.loss.dtype)
-        harm = -harm if task.score.higher_is_better else harm
+        harm = self.harm
+        if not isinstance(task.score, ClosedLoop):
+            harm = task.score.harm(task.score.per_example(seen.outputs, self.batch.target)).to(self.loss.dtype)
         better = (harm > self.harm) | ((harm == self.harm) & (seen.losses > self.loss))
         self.harm, self.loss = torch.where(better, harm, self.harm), torch.where(better, seen.losses, self.loss)
         self.point = torch.where(better.reshape(-1, *[1] * (point.ndim - 1)), point, self.point)

@@ -13,7 +13,7 @@ from secure_ml.batch import Batch, Tree
 from secure_ml.errors import require
 from secure_ml.families.evasion import Evasion
 from secure_ml.surfaces import Surface, Tokens
-from secure_ml.threats import Edits, Threat
+from secure_ml.threats import Change, Edits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class TokenSwap(Evasion):
     def __post_init__(self) -> None:
         require(self.candidates >= 1, f"TokenSwap needs at least 1 candidate; given {self.candidates}")
 
-    def perturb(self, access: WhiteBox, batch: Batch, threat: Threat, rng: torch.Generator) -> Tree:
+    def perturb(self, access: WhiteBox, batch: Batch, threat: Change, rng: torch.Generator) -> Tree:
         """Edited tokens ``(B, L)`` in the place of the batch's."""
         surface = access.task.surface(threat)
         assert isinstance(threat, Edits)

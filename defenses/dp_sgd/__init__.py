@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from defenses.dp_sgd.accounting import epsilon_of, noise_for
 from defenses.dp_sgd.checks import refuse_layers, refuse_mixing
+from secure_ml.checkpoint import Randomness
 from secure_ml.defense import Defense
-from secure_ml.errors import require
+from secure_ml.errors import NotApplicable, require
 from secure_ml.randomness import generator
+from secure_ml.task import Task
 from secure_ml.training import Loader, Plan
 from secure_ml.victim import Claim, Victim
 
@@ -74,6 +76,14 @@ class DPSGD(Defense):
             f"DP-SGD needs a learning rate above 0; given {self.learning_rate}",
         )
 
+    def check(self, task: Task) -> None:
+        """Raise `NotApplicable` where later examples depend on what was learned from earlier ones."""
+        if task.renew is not None:
+            raise NotApplicable(
+                f"the examples of {task.name} are drawn anew by what the model does, epoch by epoch: there is no fixed "
+                "set of them for DP-SGD to protect"
+            )
+
     def prepare(self, plan: Plan) -> Plan:
         """The plan with Opacus's module and optimizer, and Poisson batches."""
         from opacus import GradSampleModule
@@ -104,14 +114,15 @@ class DPSGD(Defense):
             noise_multiplier=noise,
             max_grad_norm=self.clip,
             expected_batch_size=size,
-            generator=generator(plan.seed, "dp-noise", device=plan.device),
+            generator=(noise_rng := generator(plan.seed, "dp-noise", device=plan.device)),
         )
         accountant = PRVAccountant()
         optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(sample_rate=size / n))
         if self.learning_rate is not None:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate
-        sampler = Poisson(n, size / n, steps, generator(plan.seed, "poisson"))
+        sampler = Poisson(n, size / n, steps, sampler_rng := generator(plan.seed, "poisson"))
+        state = {"dp accountant": accountant, "dp noise": Randomness(noise_rng), "poisson": Randomness(sampler_rng)}
         return replace(
             plan,
             module=cast("nn.Module", module),
@@ -120,6 +131,7 @@ class DPSGD(Defense):
             epochs=epochs,
             patience=None,
             crafting=without_hooks,
+            state={**plan.state, **state},
             finish=(*plan.finish, partial(self._finish, accountant)),
         )
 

@@ -51,9 +51,8 @@ class Extraction(Attack):
             rng = generator(seed, "extraction", repr(self))
             copy = self.steal(access, victim.splits.aux, train, rng)
         access.budget = access.queries  # a copy that still asks the victim is none
-        guesses = copy(test.inputs).to(victim.device)
-        fidelity = task.output.fidelity(guesses, victim.served(test.inputs))
-        accuracy = task.score.aggregate(task.score.per_example(guesses, test.target))
+        fidelity = task.output.fidelity(copy(test.inputs).to(victim.device), victim.served(test.inputs))
+        accuracy = task.score.measure(lambda inputs: copy(inputs).to(victim.device), test)
         share = f"fidelity at {access.queries} queries"
         rows = [
             make_row(victim, name, estimate, attack=repr(self), unit=unit, queries=access.queries, seconds=seconds[0])
@@ -99,6 +98,7 @@ def _trainer(victim: Victim, seed: int) -> Train:
             name=f"{task.name}_surrogate",
             data=lambda _: Splits(data, none, none, none),
             loss=imitation,
+            renew=None,
             recipe=replace(recipe, epochs=epochs, patience=None),
         )
         return fit(surrogate, seed=seed, device=victim.device).served

@@ -8,7 +8,7 @@ from torch import nn
 from secure_ml.batch import Batch, Splits
 from secure_ml.data import split
 from secure_ml.outputs import Values
-from secure_ml.scores import RMSE
+from secure_ml.scores import R2, RMSE
 from secure_ml.task import Recipe, Task, squared_error
 from secure_ml.threats import Linf
 
@@ -26,6 +26,7 @@ def linear_regression(*, tiny: bool = False) -> Task:
         loss=squared_error,
         output=Values(),
         score=RMSE(),
+        also=(R2(),),
         threat=Linf(0.05),
         recipe=Recipe(epochs=3 if tiny else 200, batch_size=32, learning_rate=0.05),
         unit="patient",
