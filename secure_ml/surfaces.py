@@ -107,6 +107,11 @@ class Table(Box):
             if not bool(((code == 0) | (code == 1)).all() and (code.sum(1) == 1).all()):
                 raise UsageError(f"columns {group} hold rows that are no one-hot code: one must be 1, the others 0")
 
+    @property
+    def free_groups(self) -> list[tuple[int, ...]]:
+        """The groups without a frozen column."""
+        return [group for group in self.groups if not set(group) & set(self.frozen)]
+
     def snap(self, clean: Tensor, proposal: Tensor) -> Tensor:
         """Frozen columns and categories as they were; numbers on the grid, rounded towards the clean value."""
         snapped = proposal.clone()

@@ -272,7 +272,7 @@ class Features(Walk):
         assert isinstance(surface, Table)
         proposal = torch.where(proposal.isfinite(), proposal, clean)
         changed = Linf(self.radius).project(surface, clean, proposal)
-        groups = [list(group) for group in surface.groups if not set(group) & set(surface.frozen)]
+        groups = [list(group) for group in surface.free_groups]
         if not groups or not len(clean) or not self.flips:
             return changed
         margins = torch.stack([_margin(clean[:, g], proposal[:, g]) for g in groups], 1)
@@ -288,14 +288,14 @@ class Features(Walk):
         return self._relax(surface, clean, clean + Linf(self.radius).sample(clean, rng))
 
     def advance(self, surface: Surface, clean: Tensor, point: Tensor, gradient: Tensor, length: float) -> Tensor:
-        """Numbers step by the sign; categories along their gradient, as far in [0, 1] as numbers go in the radius."""
+        """Numbers step by the sign; categories gather what their gradients promise, without a bound."""
         assert isinstance(surface, Table)
         step = length * gradient.sign()
-        columns = [column for group in surface.groups for column in group]
+        columns = [column for group in surface.free_groups for column in group]
         if columns:
             steep = gradient[:, columns]
             largest = steep.abs().amax(1, keepdim=True).clamp(min=1e-30)
-            step[:, columns] = length / max(self.radius, 1e-30) * steep / largest
+            step[:, columns] = _EAGER * length / max(self.radius, 1e-30) * steep / largest
         return self._relax(surface, clean, point + step)
 
     def realise(self, surface: Surface, clean: Tensor, point: Tensor) -> Tensor:
@@ -303,13 +303,16 @@ class Features(Walk):
         return self.project(surface, clean, point)
 
     def _relax(self, surface: Surface, clean: Tensor, point: Tensor) -> Tensor:
-        """Into the cube and the box, numbers off their grid and categories between 0 and 1."""
+        """Numbers in the cube and the box, but off their grid; categories anywhere."""
         assert isinstance(surface, Table)
-        free = surface.clamp(clean, point)
         near = surface.clamp(clean, clean + (point - clean).clamp(-self.radius, self.radius))
         columns = torch.zeros(clean.shape[1], dtype=torch.bool, device=clean.device)
         columns[[column for group in surface.groups for column in group]] = True
-        return torch.where(columns, free, near)
+        return torch.where(columns, point, near)
+
+
+_EAGER = 10
+"""How much further categories move than numbers, so that those that promise less are tried too."""
 
 
 def _margin(clean: Tensor, proposal: Tensor) -> Tensor:

@@ -29,16 +29,19 @@ class Knockoff(Extraction):
     """The budget."""
     reveal: Reveal = "probabilities"
     """How much of each answer the adversary sees."""
+    epochs: int | None = None
+    """Of the surrogate, over the answers; as many steps as the victim had unless given."""
 
     def __post_init__(self) -> None:
         require(self.queries >= 1, f"Knockoff needs a budget of at least 1 query; given {self.queries}")
+        require(self.epochs is None or self.epochs >= 1, f"Knockoff needs at least 1 epoch; given {self.epochs}")
         check_reveal(self.reveal)
 
     def steal(self, access: BlackBox, pool: Batch, train: Train, rng: torch.Generator) -> Predict:
         """The surrogate's predictor."""
         chosen = torch.randperm(len(pool), generator=rng)[: self.queries]
         inputs = pool.take(chosen).inputs
-        return train(inputs, access(inputs))
+        return train(inputs, access(inputs), self.epochs)
 
     @classmethod
     def tiny(cls) -> Knockoff:

@@ -23,8 +23,8 @@ from secure_ml.threats import Threat
 from secure_ml.training import fit
 from secure_ml.victim import Victim
 
-Train: TypeAlias = Callable[[Tree, Tensor], Predict]
-"""Inputs and the answers to them, to a surrogate trained through the shared loop."""
+Train: TypeAlias = Callable[[Tree, Tensor, int | None], Predict]
+"""Inputs, the answers to them and epochs (None for as many steps as the victim had), to a surrogate's predictor."""
 
 
 class Extraction(Attack):
@@ -87,12 +87,12 @@ def _trainer(victim: Victim, seed: int) -> Train:
         assert isinstance(batch.target, Tensor)
         return task.output.imitate(predictor(batch.inputs), batch.target)
 
-    def train(inputs: Tree, answers: Tensor) -> Predict:
+    def train(inputs: Tree, answers: Tensor, epochs: int | None) -> Predict:
         data = Batch(inputs, answers)
         require(len(data) > 0, "a surrogate needs at least one answer to learn from")
         none = data.take(slice(0, 0))
         steps = recipe.epochs * -(-len(victim.splits.train) // recipe.batch_size)
-        epochs = -(-steps // -(-len(data) // recipe.batch_size))
+        epochs = epochs or -(-steps // -(-len(data) // recipe.batch_size))
         surrogate = replace(
             task,
             name=f"{task.name}_surrogate",
