@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -45,8 +46,28 @@ def draw(name: str) -> str:
         return f"`{record['command']}` on {where} ({versions}):\n\n{table(rows)}"
     if name == "not-applicable":
         return tabulate(not_applicable(), ["task", "method", "reason"], tablefmt="github")
+    if name == "tasks":
+        return _models(catalogue()[name])
     entries = catalogue()[name]
     return tabulate([[f"`{e['name']}`", e["description"]] for e in entries], ["name", "what it is"], tablefmt="github")
+
+
+def _models(entries: list[dict[str, Any]]) -> str:
+    """The document models as they declare themselves."""
+    headers = ["name", "what it is", "scores", "answers", "default threat", "privacy unit", "`sample`"]
+    lines = [
+        [
+            f"`{e['name']}`",
+            e["description"],
+            ", ".join(e["scores"]),
+            e["answers"],
+            f"`{e['threat']}`",
+            e["unit"],
+            "yes" if e["samples"] else "",
+        ]
+        for e in entries
+    ]
+    return tabulate(lines, headers, tablefmt="github")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import torch
 
 from experiments._catalog import ask, attacks, defenses
 from secure_ml.discovery import task_builders
-from secure_ml.errors import NotApplicable
+from secure_ml.errors import NotApplicable, UsageError
+from secure_ml.task import Task
 from secure_ml.training import make_plan
 
 Entry = dict[str, Any]
@@ -64,7 +65,12 @@ def catalogue() -> dict[str, list[Entry]]:
 def not_applicable() -> list[tuple[str, str, str]]:
     """Every task, every method that has no meaning for it, and why: found on the tiny variants."""
     found = []
-    for task in (build(tiny=True) for build in task_builders().values()):
+    for title, build in task_builders().items():
+        try:
+            task = build(tiny=True)
+        except UsageError as missing:
+            found.append((title, "all", str(missing)))
+            continue
         for name, cls in attacks().items():
             try:
                 cls().check(task, None)
@@ -88,14 +94,31 @@ def _entry(name: str, cls: type[Any]) -> Entry:
     return {"name": name, "class": cls.__name__, "description": _first_line(cls), "options": options}
 
 
-def _task_entry(name: str, build: Callable[..., object]) -> Entry:
+def _task_entry(name: str, build: Callable[..., Task]) -> Entry:
     _, _, section = (inspect.getdoc(build) or "").partition("Args:\n")
     texts = dict(line.strip().split(": ", 1) for line in section.splitlines() if ": " in line)
     options = [
         {"name": p.name, "type": str(p.annotation), "default": repr(p.default), "description": texts.get(p.name, "")}
         for p in inspect.signature(build).parameters.values()
     ]
-    return {"name": name, "description": _first_line(build), "options": options}
+    return {"name": name, "description": _first_line(build), "options": options, **_declaration(build)}
+
+
+def _declaration(build: Callable[..., Task]) -> Entry:
+    """What a task declares, read off its tiny variant; where a package is missing, the sentence that says so."""
+    try:
+        task = build(tiny=True)
+    except UsageError as missing:
+        return {"missing": str(missing)}
+    parts = task.threat.parts() if task.threat is not None else ()
+    return {
+        "answers": type(task.output).__name__,
+        "scores": [score.name for score in (task.score, *task.also)],
+        "surfaces": [type(surface).__name__ for surface in task.surfaces],
+        "threat": " and ".join(map(repr, parts)),
+        "unit": task.unit,
+        "samples": task.sample is not None,
+    }
 
 
 def field_texts(cls: type[Any]) -> dict[str, str]:
