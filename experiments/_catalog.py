@@ -45,6 +45,11 @@ class Catalog:
 
     configured: dict[str, Any]
 
+    @classmethod
+    def plain(cls) -> Catalog:
+        """Everything at its defaults."""
+        return cls({name: kind() for name, kind in _groups().items()})
+
     def task(self, text: str) -> Task:
         """The task of an expression: ``digits_cnn`` or ``digits_cnn(width=8)``."""
         name, settings = _call(_parse(text), text)
@@ -96,8 +101,7 @@ def method_of(text: str) -> object:
 
 def parse(command: type[T], argv: Sequence[str], prog: str) -> tuple[T, Catalog]:
     """A command's options, and the catalogue as the options of every task, attack and defense configure it."""
-    groups: dict[str, type[Any]] = {**attacks(), **defenses()}
-    groups |= {name: _options_of(name, build) for name, build in task_builders().items()}
+    groups = _groups()
     fields = [(name, kind, dataclasses.field(default=kind())) for name, kind in groups.items()]
     whole = make_dataclass("Options", [("command", tyro.conf.OmitArgPrefixes[command]), *fields])  # type: ignore[misc, valid-type]
     whole.__doc__ = command.__doc__
@@ -140,6 +144,12 @@ def set_data_directory(path: Path | None) -> None:
         if not path.is_dir():
             raise UsageError(f"there is no data directory {path}")
         os.environ[data.VARIABLE] = str(path.resolve())
+
+
+def _groups() -> dict[str, type[Any]]:
+    """Everything that has options of its own."""
+    tasks = {name: _options_of(name, build) for name, build in task_builders().items()}
+    return {**attacks(), **defenses(), **tasks}
 
 
 def _options_of(name: str, build: Callable[..., Task]) -> type[Any]:
