@@ -1,0 +1,153 @@
+"""A policy for a board game, learned by deep Q-learning."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secure_ml.batch import Batch, Splits, Tree, join
+from secure_ml.data import require_extra
+from secure_ml.errors import require
+from secure_ml.task import Predictor, Recipe, Task
+from secure_ml.tasks._policies import (
+    TEST,
+    VALIDATION,
+    Act,
+    FrozenLake,
+    Return,
+    at_random,
+    draw_seed,
+    fields,
+    greedy,
+    play,
+    transitions,
+)
+from secure_ml.threats import Linf
+from secure_ml.victim import Plain
+
+DISCOUNT = 0.99
+
+
+def policy_game(*, size: int = 5, tiny: bool = False) -> Task:
+    """Gymnasium's slippery FrozenLake-v1 on maps never seen before, deep Q-learning (1312.5602), a recurrent grid.
+
+    Args:
+        size: rows and columns of a map.
+        tiny: maps of 4x4, 4 channels, 200 transitions, 3 epochs, episodes of at most 20 steps.
+    """
+    require_extra("gymnasium", "models", "policy_game")
+    require(size >= 3, f"policy_game needs maps of at least 3x3; given {size}")
+    game = FrozenLake(4, limit=20) if tiny else FrozenLake(size)
+    width, explored, added, kept = (4, 200, 50, 75) if tiny else (16, 8000, 500, 8000)
+    return Task(
+        name="policy_game",
+        build=partial(GridValues, width, rounds=game.size * (1 if tiny else 2)),
+        data=partial(_explored, game, explored),
+        renew=partial(_replay, game, added, kept),
+        loss=value_loss,
+        score=Return(game, _agreeing, episodes=20 if tiny else 500),
+        sample=partial(play, game),
+        threat=Linf(0.3),
+        recipe=Recipe(
+            epochs=3 if tiny else 50,
+            batch_size=64 if tiny else 128,
+            optimizer="Adam",
+            learning_rate=1e-3,
+            schedule="linear",
+            patience=15,
+        ),
+        unit="transition",
+        options="tiny=True" if tiny else f"{size=}" if size != 5 else "",
+    )
+
+
+class GridValues(nn.Module):
+    """Action values of every cell by rounds of one convolution, read where the player is.
+
+    Planes ``(B, 4, size, size)`` of ice, holes, the goal and the player to values ``(B, 4)``.
+    """
+
+    def __init__(self, width: int, rounds: int) -> None:
+        super().__init__()
+        self.rounds = rounds
+        self.ground = nn.Conv2d(3, width, 3, padding=1)
+        self.spread = nn.Conv2d(width, width, 3, padding=1)
+        self.output = nn.Conv2d(width, FrozenLake.actions, 1)
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """One value an action."""
+        ground, player = self.ground(planes[:, :3]), planes[:, 3:]
+        state = ground.relu()
+        for _ in range(self.rounds):
+            state = (ground + self.spread(state)).relu()
+        return cast("Tensor", (self.output(state) * player).sum((2, 3)))
+
+
+def value_loss(predictor: Predictor, batch: Batch) -> Tensor:
+    """Squared error ``(B,)`` of the values of the actions that were taken."""
+    target = fields(batch)
+    error: Tensor = predictor(batch.inputs) - target["value"]
+    return (target["taken"] * error.square()).sum(1)
+
+
+def _agreeing(outputs: Tensor) -> Tree:
+    """All actions count; the best is worth more than its output says, each other less."""
+    best = F.one_hot(outputs.argmax(-1), outputs.shape[1])
+    return {"value": outputs + 2 * best - 1, "taken": torch.ones_like(outputs)}
+
+
+def _explored(game: FrozenLake, n: int, rng: torch.Generator) -> Splits:
+    """Transitions of a policy that acts at random, a sixth as many for each other part as for training."""
+    sizes = {"train": n, "validation": n // 6, "test": n // 6, "aux": n // 6}
+    seeds = {"validation": VALIDATION, "test": TEST}
+    return Splits(
+        **{
+            part: _batch(game, at_random(game, rng), size, seeds.get(part, draw_seed(rng)), True, rng)
+            for part, size in sizes.items()
+        }
+    )
+
+
+def _replay(game: FrozenLake, added: int, kept: int, module: nn.Module, batch: Batch, rng: torch.Generator) -> Batch:
+    """The buffer with new transitions, at most ``kept`` that are not of exploration, valued by the module as it is.
+
+    The module of an epoch's start is the target network of that epoch.
+    """
+    best, random = greedy(Plain(module)), at_random(game, rng)
+
+    def act(observed: Tensor) -> Tensor:
+        explore = torch.rand(len(observed), generator=rng) < 0.2
+        return torch.where(explore, random(observed), best(observed))
+
+    old = fields(batch)
+    new = _batch(game, act, added, int(old["seed"][0]), False, rng).to(old["seed"].device)
+    forever, recent = (mask.nonzero()[:, 0] for mask in (old["explored"], ~old["explored"]))
+    buffer = batch.take(torch.cat([forever, recent[max(len(recent) + added - kept, 0) :]]))
+    inputs, target = join([buffer.inputs, new.inputs]), cast("dict[str, Tensor]", join([buffer.target, new.target]))
+    return Batch(inputs, valued(target, Plain(module)(target["next"])))
+
+
+def valued(target: dict[str, Tensor], after: Tensor) -> Tree:
+    """The target with the values ``(B, A)`` that the rewards and the values ``after`` them give."""
+    value = target["reward"] + DISCOUNT * ~target["done"] * after.amax(1)
+    return {**target, "value": value[:, None] * target["taken"]}
+
+
+def _batch(game: FrozenLake, act: Act, n: int, seed: int, explored: bool, rng: torch.Generator) -> Batch:
+    """Planes ``(n, 4, size, size)`` and what the action that was taken there led to; nothing is known of later."""
+    played = transitions(game, act, n, n // 10, rng)
+    taken = F.one_hot(played["action"], game.actions).float()
+    target: dict[str, Tree] = {
+        "taken": taken,
+        "value": played["reward"][:, None] * taken,
+        "reward": played["reward"],
+        "next": played["next"],
+        "done": played["done"],
+        "explored": torch.full((n,), explored),
+        "seed": torch.full((n,), seed),
+    }
+    return Batch(played["observation"], target)
