@@ -13,10 +13,12 @@ from torch import Tensor
 
 from secure_ml.batch import Batch, Tree
 from secure_ml.scores import ClosedLoop, Predict
+from secure_ml.stats import Estimate, bootstrap
 from secure_ml.task import Predictor, Sample
 
 Act = Callable[[Tensor], Tensor]
 """Observations ``(B, *obs)`` to actions ``(B,)``, both on the CPU."""
+CPU = torch.device("cpu")
 TEST, VALIDATION = 0, 10_000
 """The seeds of the episodes that a score plays; those of training are drawn from higher numbers."""
 
@@ -110,9 +112,9 @@ def at_random(game: Game, rng: torch.Generator) -> Act:
     return lambda observed: torch.randint(game.actions, (len(observed),), generator=rng)
 
 
-def greedy(predict: Predict) -> Act:
-    """The action of the highest logit or value."""
-    return lambda observed: predict(observed).argmax(-1).cpu()
+def greedy(predict: Predict, device: torch.device = CPU) -> Act:
+    """The action of the highest logit or value, which is asked for on a device."""
+    return lambda observed: predict(observed.to(device)).argmax(-1).cpu()
 
 
 def fields(batch: Batch) -> dict[str, Tensor]:
@@ -134,8 +136,13 @@ class Return(ClosedLoop):
 
     def values(self, predict: Predict, split: Batch) -> Tensor:
         """The return of each episode, ``(episodes,)``."""
-        copies = self.game.start(self.episodes, int(fields(split)["seed"][0]))
-        return roll_out(copies, greedy(predict))["reward"].sum(1)
+        seed = fields(split)["seed"]
+        copies = self.game.start(self.episodes, int(seed[0]))
+        return roll_out(copies, greedy(predict, seed.device))["reward"].sum(1)
+
+    def aggregate(self, values: Tensor) -> Estimate:
+        """The mean over episodes with a bootstrap interval."""
+        return bootstrap(lambda v: float(v.mean()), values.double().cpu().numpy())
 
     def target(self, outputs: Tensor) -> Tree:
         """The target of the policy's own action: a high loss for it is another action."""

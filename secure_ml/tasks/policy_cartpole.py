@@ -89,7 +89,7 @@ def _rolled_out(game: CartPole, n: int, module: nn.Module, batch: Batch, rng: to
     """As many transitions of the module's own policy, which replace the last ones."""
 
     def act(observed: Tensor) -> Tensor:
-        return torch.multinomial(Plain(module)(observed).cpu().softmax(-1), 1, generator=rng)[:, 0]
+        return torch.multinomial(Plain(module, 1000)(observed).cpu().softmax(-1), 1, generator=rng)[:, 0]
 
     seed = fields(batch)["seed"]
     return _batch(game, act, n, int(seed[0]), rng).to(seed.device)

@@ -117,7 +117,7 @@ def _replay(game: FrozenLake, added: int, kept: int, module: nn.Module, batch: B
 
     The module of an epoch's start is the target network of that epoch.
     """
-    best, random = greedy(Plain(module)), at_random(game, rng)
+    best, random = greedy(Plain(module, 1000)), at_random(game, rng)
 
     def act(observed: Tensor) -> Tensor:
         explore = torch.rand(len(observed), generator=rng) < 0.2
@@ -128,7 +128,7 @@ def _replay(game: FrozenLake, added: int, kept: int, module: nn.Module, batch: B
     forever, recent = (mask.nonzero()[:, 0] for mask in (old["explored"], ~old["explored"]))
     buffer = batch.take(torch.cat([forever, recent[max(len(recent) + added - kept, 0) :]]))
     inputs, target = join([buffer.inputs, new.inputs]), cast("dict[str, Tensor]", join([buffer.target, new.target]))
-    return Batch(inputs, valued(target, Plain(module)(target["next"])))
+    return Batch(inputs, valued(target, Plain(module, 1000)(target["next"])))
 
 
 def valued(target: dict[str, Tensor], after: Tensor) -> Tree:
