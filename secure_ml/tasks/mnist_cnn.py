@@ -24,17 +24,12 @@ def mnist_cnn(*, activation: Activation = "relu", tiny: bool = False) -> Task:
         activation: tanh trains better under DP-SGD.
         tiny: 160 images of scikit-learn's digits, enlarged to 28x28, 1 epoch.
     """
-    return small_cnn("mnist_cnn", "MNIST", Linf(0.3), activation, tiny)
-
-
-def small_cnn(name: str, data: str, threat: Linf, activation: Activation, tiny: bool) -> Task:
-    """The task of this network on one of torchvision's data sets of 28x28 images."""
     settings = {"activation": (activation, "relu"), "tiny": (tiny, False)}
     return Task(
-        name=name,
+        name="mnist_cnn",
         build=partial(small_network, activation),
-        data=enlarged_digits if tiny else partial(images_28, data),
-        threat=threat,
+        data=enlarged_digits if tiny else partial(images_28, "MNIST"),
+        threat=Linf(0.3),
         recipe=Recipe(
             epochs=1 if tiny else 10,
             batch_size=20 if tiny else 128,
@@ -45,20 +40,20 @@ def small_cnn(name: str, data: str, threat: Linf, activation: Activation, tiny: 
     )
 
 
-def small_network(activation: Activation) -> nn.Module:
-    """Two convolutions and two dense layers, 26,010 parameters: images ``(B, 1, 28, 28)`` to logits ``(B, 10)``."""
+def small_network(activation: Activation, width: int = 16) -> nn.Module:
+    """Two convolutions and two dense layers: images ``(B, 1, 28, 28)`` to logits ``(B, 10)``."""
     bend = {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]
     return nn.Sequential(
-        nn.Conv2d(1, 16, 8, stride=2, padding=3),
+        nn.Conv2d(1, width, 8, stride=2, padding=3),
         bend(),
         nn.MaxPool2d(2, stride=1),
-        nn.Conv2d(16, 32, 4, stride=2),
+        nn.Conv2d(width, 2 * width, 4, stride=2),
         bend(),
         nn.MaxPool2d(2, stride=1),
         nn.Flatten(),
-        nn.Linear(512, 32),
+        nn.Linear(32 * width, 2 * width),
         bend(),
-        nn.Linear(32, 10),
+        nn.Linear(2 * width, 10),
     )
 
 
