@@ -46,6 +46,7 @@ def cifar10_resnet18(*, width: int = 64, epochs: int = 60, examples: int = 40000
             schedule="cosine",
         ),
         augment=Crop(1) if tiny else Chain((Flip(), Crop(4))),
+        chunk=200,
         assumes=(PUBLIC,),
         options="tiny=True" if tiny else options,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secure_ml.batch import Batch, Splits
 from secure_ml.data import hold_out, images, split
 from secure_ml.errors import require
+from secure_ml.scores import AUC, F1
 from secure_ml.task import Predictor, Recipe, Task, cross_entropy
 from secure_ml.threats import Linf
 
@@ -35,6 +36,8 @@ def mnist_binary_dense(*, data: Data = "fashion", rare_weight: float = 1.0, tiny
         build=partial(network, 64, 8) if tiny else partial(network, 784, 128),
         data=tiny_pair if tiny else partial(pair, data),
         loss=partial(weighted, rare_weight),
+        score=AUC(),
+        also=(F1(),),
         threat=Linf(0.1),
         recipe=Recipe(
             epochs=3 if tiny else 30,

@@ -75,6 +75,7 @@ def transfer_resnet18(
         data=tiny_digits if tiny else partial(few_clothes, examples),
         threat=Linf(0.1),
         recipe=_recipe(body, tiny),
+        chunk=200,
         assumes=pool.get(weights, (f"the body's training data, those of {weights}, are public",)),
         options=", ".join(f"{key}={value!r}" for key, (value, default) in settings.items() if value != default),
     )
