@@ -1,0 +1,177 @@
+"""MovieLens: what users rated, in the order of time, and the film that came next."""
+
+from __future__ import annotations
+
+import csv
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secure_ml.batch import Batch, Splits
+from secure_ml.data import find, hashed_tokens
+from secure_ml.errors import UsageError, require
+from secure_ml.scores import TOP
+from secure_ml.task import Predictor, Sample
+
+LENGTH = 50
+"""Films of a history that a recommender is given."""
+WORDS = 192
+"""Numbers into which the words of titles are hashed."""
+MASKED = -1e4
+"""The score of a film that is not to be recommended: too low for any list, and finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class Films:
+    """A catalogue, numbered from 1 (0 is no film), and the films that each user rated, oldest first."""
+
+    titles: tuple[str, ...]
+    genres: tuple[str, ...]
+    """Of each film, separated by blanks."""
+    histories: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.titles) - 1
+
+
+@cache
+def movielens() -> Films:
+    """The small MovieLens of 2016: a catalogue of 9,125 films and 100,004 ratings by 671 users.
+
+    Ratings of one second are put in an order that depends on neither the film's number nor the seed.
+    """
+    catalogue, ratings = (
+        find(f"movielens/mlsmall_{name}.csv", f"{name}.csv of MovieLens' ml-latest-small (2016)")
+        for name in ("movies", "ratings")
+    )
+    try:
+        with catalogue.open(newline="", encoding="utf-8") as file:
+            films = list(csv.DictReader(file))
+        number = {film["movieId"]: i for i, film in enumerate(films, start=1)}
+        users: dict[str, list[tuple[int, int, int]]] = {}
+        with ratings.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                user, film_id = row["userId"], row["movieId"]
+                tie = zlib.crc32(f"{user} {film_id}".encode())
+                users.setdefault(user, []).append((int(row["timestamp"]), tie, number[film_id]))
+        return Films(
+            titles=("", *(film["title"] for film in films)),
+            genres=("", *(film["genres"].replace("|", " ") for film in films)),
+            histories=tuple(tuple(film for _, _, film in sorted(rated)) for rated in users.values()),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(f"{catalogue} and {ratings} do not fit together: put both of one release there") from None
+
+
+_KINDS = ("Comedy", "Drama")
+
+
+@cache
+def made_up() -> Films:
+    """30 films of two genres and 28 users who rate 8 to 15 of them, about nine in ten of the genre they like."""
+    rng = torch.Generator().manual_seed(0)
+    histories = []
+    for user in range(28):
+        liked = (torch.arange(1, 31) % 2 == user % 2).double()
+        count = int(torch.randint(8, 16, (1,), generator=rng).item())
+        rated = torch.multinomial(liked * 0.8 + 0.1, count, generator=rng) + 1
+        histories.append(tuple(rated.tolist()))
+    titles = ("", *(f"Picture {i} ({1980 + i})" for i in range(1, 31)))
+    return Films(titles, ("", *(_KINDS[i % 2] for i in range(1, 31))), tuple(histories))
+
+
+def windows(history: tuple[int, ...], length: int) -> Batch:
+    """Every film but the first as target ``(n - 1,)``, and the ``length`` before it, padded in front with 0."""
+    rated = torch.tensor(history)
+    padded = torch.cat([rated.new_zeros(length), rated])
+    return Batch(padded.unfold(0, length, 1)[1:-1].contiguous(), rated[1:])
+
+
+def leave_last_out(films: Callable[[], Films], length: int, held: int, rng: torch.Generator) -> Splits:
+    """Each user's last film to test, the one before to validate, all earlier ones to train.
+
+    ``held`` users each are the adversary's and the non-members', of whom nothing is trained on. Of theirs, too,
+    the last two films are left out, so that they are like the members.
+    """
+    histories = films().histories
+    order = torch.randperm(len(histories), generator=rng).split([held, held, len(histories) - 2 * held])
+    aux, others, members = ([windows(histories[i], length) for i in users.tolist()] for users in order)
+    return Splits(
+        train=_join([user.take(slice(0, -2)) for user in members]),
+        validation=_join([user.take(slice(-2, -1)) for user in members]),
+        test=_join([user.take(slice(-1, None)) for user in members]),
+        aux=_join([user.take(slice(0, -2)) for user in aux]),
+        others=_join([user.take(slice(0, -2)) for user in others]),
+    )
+
+
+def _join(users: list[Batch]) -> Batch:
+    inputs, targets = zip(*((user.inputs, user.target) for user in users), strict=True)
+    return Batch(torch.cat(inputs), torch.cat(targets))
+
+
+def unseen(scores: Tensor, history: Tensor) -> Tensor:
+    """Scores ``(B, V + 1)`` in which no film, and what the history ``(B, L)`` holds, is never recommended."""
+    nothing = history.new_zeros(len(history), 1)
+    return scores.scatter(1, torch.cat([nothing, history], 1), MASKED)
+
+
+def text_features(films: Films) -> Tensor:
+    """What catalogue and hashing tell of each film, ``(V + 1, features)``: words of its title, genres, and year.
+
+    Each of the three has length 1 (or 0, where there is nothing); rare words count more.
+    """
+    kinds = sorted({genre for genres in films.genres for genre in genres.split()})
+    genres = torch.tensor([[float(kind in genres.split()) for kind in kinds] for genres in films.genres])
+    names = [re.sub(r"[^a-z0-9 ]", "", re.sub(r"\(\d{4}\)$", "", title.lower().strip())) for title in films.titles]
+    words = F.one_hot(hashed_tokens(names, WORDS + 1, 12), WORDS + 1).sum(1)[:, 1:].float()
+    words *= (len(films) / (1 + words.count_nonzero(0))).log()
+    found = [re.search(r"\((\d{4})\)$", title.strip()) for title in films.titles]
+    years = torch.tensor([[float(year[1]) if year else 0.0] for year in found])
+    near = (-((years - torch.arange(1900, 2021, 5)) / 5).square()).exp()
+    return torch.cat([F.normalize(words), F.normalize(genres), F.normalize(near)], 1)
+
+
+def recommend(
+    films: Callable[[], Films], length: int, predictor: Predictor, prompt: str, rng: torch.Generator
+) -> Sample:
+    """The ten films to watch after those that the prompt names, the latest last, separated by semicolons."""
+    known = films()
+    seen = [_number(known, title.strip()) for title in prompt.split(";") if title.strip()]
+    require(bool(seen), 'name films, separated by semicolons: "Toy Story (1995); Heat (1995)"')
+    history = torch.tensor([([0] * length + seen)[-length:]])
+    best = predictor(history)[0].topk(TOP).indices.tolist()
+    lines = ["after " + "; ".join(known.titles[film] for film in seen)]
+    lines += [f"{place:2}. {known.titles[film]}" for place, film in enumerate(best, start=1)]
+    return Sample("\n".join(lines))
+
+
+def _number(films: Films, title: str) -> int:
+    """The film of that title, with or without its year and its article in front, or else the nearest."""
+    full = {_plain(known): film for film, known in reversed(list(enumerate(films.titles))) if film}
+    bare = {known.rpartition(" (")[0]: film for known, film in full.items()}
+    asked = _plain(title)
+    for names in (full, bare):
+        if asked in names:
+            return names[asked]
+    for names in (full, bare):
+        near = get_close_matches(asked, names, n=1, cutoff=0.75)
+        if near:
+            return names[near[0]]
+    raise UsageError(f"the catalogue of {len(films):,} films has none that is called like {title!r}")
+
+
+def _plain(title: str) -> str:
+    """Lower case, with "Matrix, The (1999)" as "the matrix (1999)"."""
+    name, bracket, year = title.lower().partition(" (")
+    for article in ("the", "a", "an"):
+        if name.endswith(f", {article}"):
+            name = f"{article} {name.removesuffix(f', {article}')}"
+    return name + bracket + year
