@@ -12,7 +12,7 @@ from secure_ml.errors import require
 from secure_ml.surfaces import Box
 from secure_ml.task import Recipe, Task
 from secure_ml.tasks._speech import SPEAKERS, Recogniser, chirps, distort, spoken
-from secure_ml.threats import L2
+from secure_ml.threats import SNR
 
 LENGTH = 6144
 """Samples, 0.77 seconds; 2.4 % of the clips are longer, and 1.1 % of all sound is cut off."""
@@ -35,7 +35,7 @@ def speech_digits(*, speaker: int | None = None, width: int = 16, tiny: bool = F
         build=partial(Recogniser, 4, 4, bands=8, window=32) if tiny else partial(Recogniser, 10, width),
         data=_tiny if tiny else partial(_clips, speaker),
         surfaces=(Box(-1, 1),),
-        threat=L2(0.5),
+        threat=SNR(30),
         augment=_said_again,
         recipe=Recipe(
             epochs=2 if tiny else 40,
