@@ -119,6 +119,8 @@ class NextToken(Output):
     def check_target(self, outputs: Tensor, target: Tree) -> None:
         """Raise `UsageError` unless the target holds a symbol ``(B, T)`` for each place."""
         assert isinstance(target, Tensor)
+        if target.is_floating_point():  # somebody's answers, to be imitated
+            return
         if target.shape[1:] != outputs.shape[1:2]:
             raise UsageError(f"targets of shape {tuple(target.shape)} meet logits of shape {tuple(outputs.shape)}")
         if len(target) and not (int(target.min()) >= 0 and int(target.max()) < outputs.shape[2]):

@@ -118,7 +118,7 @@ class Plan:
     """All of the data; ``splits.train`` is what the loader draws from, unless a defense changes it."""
     seed: int
     rng: torch.Generator
-    """Of augmentation and crafting; on the CPU."""
+    """Of crafting; on the CPU."""
     device: torch.device
     crafting: Callable[[nn.Module], AbstractContextManager[object]] = nullcontext
     """Inside it the module may be run and differentiated without a trace on per-sample hooks."""
@@ -178,7 +178,7 @@ def make_plan(
 ) -> Plan:
     """The plan of a task's own recipe, rewritten by each defense in turn."""
     recipe, splits = task.recipe, task.draw(seed).to(device)
-    order, rng = generator(seed, "order"), generator(seed, "transform")
+    order, rng, augment, acts = (generator(seed, use) for use in ("order", "transform", "augment", "renew"))
     module = build(task, defenses, seed).to(device).train()
     require(any(p.requires_grad for p in module.parameters()), f"{task}: the module has no parameters to train")
     task.check(module, splits)
@@ -186,9 +186,9 @@ def make_plan(
         task=task,
         module=module,
         optimizer=make_optimizer(module, recipe),
-        loader=_loader(task, module, splits.train, order, rng),
+        loader=_loader(task, module, splits.train, order, acts),
         loss=task.loss,
-        transform=lambda _, batch: task.augment(batch, rng),
+        transform=lambda _, batch: task.augment(batch, augment),
         epochs=recipe.epochs,
         schedule=_SCHEDULES[recipe.schedule],
         patience=recipe.patience,
@@ -197,7 +197,10 @@ def make_plan(
         rng=rng,
         device=device,
         observers=observers,
-        state={"order": Randomness(order), "transform": Randomness(rng), "global": Randomness()},
+        state={
+            "global": Randomness(),
+            **{f"rng {i}": Randomness(r) for i, r in enumerate((order, rng, augment, acts))},
+        },
     )
     if isinstance(plan.loader, Renewed):
         plan = replace(plan, state={**plan.state, "loader": plan.loader})

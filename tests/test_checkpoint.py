@@ -92,7 +92,7 @@ def test_a_checkpoint_without_the_random_stream_is_noticed(tmp_path: Path) -> No
     plan = make_plan(task, [], 3, torch.device("cpu"))
     kept = Checkpoint(folder, {})
     kept.about = json.loads((folder / "state.json").read_text())["about"]
-    forgotten = {**plan.state, "order": Lost()}
+    forgotten = {**plan.state, "rng 0": Lost()}
     with seeded(3, "train"):
         train(replace(plan, state=forgotten), kept)
     assert not same(list(plan.module.state_dict().values()), list(whole.module.state_dict().values()))
