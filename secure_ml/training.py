@@ -178,7 +178,8 @@ def make_plan(
 ) -> Plan:
     """The plan of a task's own recipe, rewritten by each defense in turn."""
     recipe, splits = task.recipe, task.draw(seed).to(device)
-    order, rng, augment, acts = (generator(seed, use) for use in ("order", "transform", "augment", "renew"))
+    streams = [generator(seed, use) for use in ("order", "transform", "augment", "renew")]
+    order, rng, augment, acts = streams
     module = build(task, defenses, seed).to(device).train()
     require(any(p.requires_grad for p in module.parameters()), f"{task}: the module has no parameters to train")
     task.check(module, splits)
