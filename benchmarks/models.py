@@ -22,6 +22,7 @@ from experiments._catalog import Catalog, attacks
 from experiments.matrix import judge
 from secure_ml.cells import PACKAGES, Cell, Store, run_cells
 from secure_ml.discovery import task_builders
+from secure_ml.errors import SecureMLError
 from secure_ml.rows import package_version
 from secure_ml.task import Task
 
@@ -74,4 +75,7 @@ def keep(name: str, rows: list[dict[str, object]]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except SecureMLError as error:
+        sys.exit(f"benchmarks.models: {error}")

@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from benchmarks.record import RESULTS, read
 from experiments.list import catalogue, not_applicable
-from secure_ml.rows import table
+from secure_ml.rows import Row, cell, table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "not-applicable.md")
@@ -43,16 +43,17 @@ def draw(name: str) -> str:
         record, rows = read(name)
         versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
         where = ", ".join(f"{v} {k}" if k == "cores" else str(v) for k, v in record["hardware"].items() if v)
-        return f"`{record['command']}` on {where} ({versions}):\n\n{table(rows)}"
+        drawn = _all_models(rows) if name == "models" else table(rows)
+        return f"`{record['command']}` on {where} ({versions}):\n\n{drawn}"
     if name == "not-applicable":
         return tabulate(not_applicable(), ["task", "method", "reason"], tablefmt="github")
     if name == "tasks":
-        return _models(catalogue()[name])
+        return _declared(catalogue()[name])
     entries = catalogue()[name]
     return tabulate([[f"`{e['name']}`", e["description"]] for e in entries], ["name", "what it is"], tablefmt="github")
 
 
-def _models(entries: list[dict[str, Any]]) -> str:
+def _declared(entries: list[dict[str, Any]]) -> str:
     """The document models as they declare themselves."""
     headers = ["name", "what it is", "scores", "answers", "default threat", "privacy unit", "`sample`"]
     lines = [
@@ -68,6 +69,38 @@ def _models(entries: list[dict[str, Any]]) -> str:
         for e in entries
     ]
     return tabulate(lines, headers, tablefmt="github")
+
+
+def _all_models(rows: list[Row]) -> str:
+    """One line a model: its score, what attacks make of it, and its score under DP-SGD; reasons as footnotes."""
+    notes: list[str] = []
+    headers = [
+        *("model", "score", "value", "under attack", "threat", "membership AUC", "fidelity of a copy"),
+        *("under DP-SGD", "seconds", "seconds under DP-SGD"),
+    ]
+    lines = []
+    for task in dict.fromkeys(row.task for row in rows):
+        bare = [row for row in rows if row.task == task and row.defenses == "none"]
+        private = [row for row in rows if row.task == task and row.defenses != "none"]
+        evasion = _first(bare, " under ") or _first(bare, "evasion")
+        cells = [
+            bare[0],
+            evasion,
+            _first(bare, "membership AUC") or _first(bare, "membership"),
+            _first(bare, "fidelity") or _first(bare, "extraction"),
+            private[0] if private else None,
+            _first(bare, "training seconds"),
+            _first(private, "training seconds"),
+        ]
+        value, attacked, *rest = [cell([row] if row else [], notes) for row in cells]
+        threat = evasion.measure.partition(" under ")[2] if evasion else ""
+        lines.append([f"`{task}`", bare[0].measure, value, attacked, threat, *rest])
+    text = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+    return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, 1))])
+
+
+def _first(rows: list[Row], words: str) -> Row | None:
+    return next((row for row in rows if words in row.measure), None)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,17 @@ from secure_ml.training import fit
 from secure_ml.victim import Victim, atomic_folder, resolve_device
 
 Stack = tuple[Defense, ...]
-PACKAGES = ("secure-ml", "torch", "torchvision", "opacus", "tenseal", "numpy", "scikit-learn")
+PACKAGES = (
+    "secure-ml",
+    "torch",
+    "torchvision",
+    "opacus",
+    "tenseal",
+    "numpy",
+    "scikit-learn",
+    "transformers",
+    "gymnasium",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,7 +139,7 @@ def table(rows: Iterable[Row]) -> str:
     lines = []
     for (task, defenses), group in groups.items():
         any_row = next(iter(group.values()))[0]
-        cells = [_cell(group.get(measure, []), notes) for measure in measures]
+        cells = [cell(group.get(measure, []), notes) for measure in measures]
         claims = "; ".join(claim.short for claim in any_row.claims) or "-"
         lines.append([*([task] if many_tasks else []), defenses, *cells, claims])
     headers = [*(["task"] if many_tasks else []), "protection", *measures, "claims"]
@@ -147,7 +147,8 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, 1))])
 
 
-def _cell(rows: list[Row], notes: list[str]) -> str:
+def cell(rows: list[Row], notes: list[str]) -> str:
+    """One number of a table with its interval, and the number of its footnote, which is added to ``notes``."""
     if not rows:
         return "-"
     row = rows[0] if len(rows) == 1 else pool_rows(rows)
