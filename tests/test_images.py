@@ -186,6 +186,13 @@ def test_both_forms_of_cifar10_are_read(monkeypatch: pytest.MonkeyPatch, tmp_pat
     _cifar10._images.cache_clear()
 
 
+def test_the_networks_are_as_large_as_they_say() -> None:
+    sizes = {"cifar10_cnn": 122_570, "fashion_mnist_cnn": 121_930, "mnist_cnn": 26_010}
+    for name, size in sizes.items():
+        assert sum(p.numel() for p in sm.task(name).build().parameters()) == size
+    assert sum(p.numel() for p in sm.task("fashion_mnist_cnn", network="literature").build().parameters()) == 26_010
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -193,7 +200,7 @@ def test_both_forms_of_cifar10_are_read(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("cifar10_resnet18", {"width": 16, "epochs": 5, "examples": 10000}),
         ("transfer_resnet18", {"body": "thawed", "weights": "random", "examples": 500}),
         ("mnist_binary_dense", {"data": "mnist", "rare_weight": 10.0}),
-        ("fashion_mnist_cnn", {"width": 16, "epochs": 10, "augment": False}),
+        ("fashion_mnist_cnn", {"network": "literature", "activation": "tanh"}),
     ],
 )
 def test_options_are_told(name: str, options: dict[str, object]) -> None:

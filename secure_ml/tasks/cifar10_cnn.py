@@ -14,7 +14,7 @@ from secure_ml.tasks._resnet import Standardize
 from secure_ml.threats import Linf
 
 
-def cifar10_cnn(*, epochs: int = 14, tiny: bool = False) -> Task:
+def cifar10_cnn(*, epochs: int = 12, tiny: bool = False) -> Task:
     """CIFAR-10 (50,000 and 10,000 images), the three convolutions and two dense layers of TensorFlow's tutorial.
 
     Args:
@@ -36,7 +36,7 @@ def cifar10_cnn(*, epochs: int = 14, tiny: bool = False) -> Task:
         ),
         augment=Crop(1) if tiny else Chain((Flip(), Crop(2))),
         assumes=(PUBLIC,),
-        options="tiny=True" if tiny else f"epochs={epochs}" if epochs != 14 else "",
+        options="tiny=True" if tiny else f"epochs={epochs}" if epochs != 12 else "",
     )
 
 

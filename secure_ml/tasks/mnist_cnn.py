@@ -15,6 +15,7 @@ from secure_ml.tasks.digits_cnn import tiny_digits
 from secure_ml.threats import Linf
 
 Activation = Literal["relu", "tanh"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 def mnist_cnn(*, activation: Activation = "relu", tiny: bool = False) -> Task:
@@ -40,20 +41,20 @@ def mnist_cnn(*, activation: Activation = "relu", tiny: bool = False) -> Task:
     )
 
 
-def small_network(activation: Activation, width: int = 16) -> nn.Module:
-    """Two convolutions and two dense layers: images ``(B, 1, 28, 28)`` to logits ``(B, 10)``."""
-    bend = {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]
+def small_network(activation: Activation) -> nn.Module:
+    """Two convolutions and two dense layers, 26,010 parameters: images ``(B, 1, 28, 28)`` to logits ``(B, 10)``."""
+    bend = ACTIVATIONS[activation]
     return nn.Sequential(
-        nn.Conv2d(1, width, 8, stride=2, padding=3),
+        nn.Conv2d(1, 16, 8, stride=2, padding=3),
         bend(),
         nn.MaxPool2d(2, stride=1),
-        nn.Conv2d(width, 2 * width, 4, stride=2),
+        nn.Conv2d(16, 32, 4, stride=2),
         bend(),
         nn.MaxPool2d(2, stride=1),
         nn.Flatten(),
-        nn.Linear(32 * width, 2 * width),
+        nn.Linear(512, 32),
         bend(),
-        nn.Linear(2 * width, 10),
+        nn.Linear(32, 10),
     )
 
 
