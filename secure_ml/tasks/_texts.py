@@ -1,0 +1,176 @@
+"""Labelled texts: what the document models of sentences share."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from secure_ml.batch import Batch, Splits
+from secure_ml.data import find, hashed_tokens, hold_out, split
+from secure_ml.errors import UsageError, require
+from secure_ml.scores import F1
+from secure_ml.surfaces import Tokens
+from secure_ml.task import Recipe, Task
+from secure_ml.threats import Edits
+
+Data = Literal["sst2", "mr", "trec", "ag_news"]
+
+
+class Corpus(NamedTuple):
+    """What is known of a data set beforehand."""
+
+    labels: tuple[str, ...]
+    """How its file writes the classes, in their order."""
+    length: int
+    """Words after which a text is cut."""
+    label: str = "label"
+    """The column of the label."""
+    texts: tuple[str, ...] = ("text",)
+    """The columns that make up the text."""
+
+
+CORPORA: dict[Data, Corpus] = {
+    "sst2": Corpus(("0", "1"), 40),
+    "mr": Corpus(("0", "1"), 40),
+    "trec": Corpus(("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 20, label="coarse"),
+    "ag_news": Corpus(("0", "1", "2", "3"), 60, texts=("title", "description")),
+}
+
+
+TINY = Corpus(("0", "1"), 8)
+
+
+def corpus(data: Data, tiny: bool = False) -> Corpus:
+    """What is known of a data set."""
+    return TINY if tiny else CORPORA[data]
+
+
+def text_task(
+    name: str,
+    data: Data,
+    vocabulary: int,
+    module: Callable[[int], nn.Module],
+    recipe: Recipe,
+    *,
+    settings: dict[str, tuple[Any, Any]],
+    dropped: float = 0.0,
+    embedding: str = "embedding",
+    tiny: bool = False,
+) -> Task:
+    """The task of telling classes of texts apart.
+
+    Args:
+        name: of the task.
+        data: the data set.
+        vocabulary: number of word numbers.
+        module: makes the model of a number of classes; tokens ``(B, L)``, 0 for none, to logits ``(B, K)``.
+        recipe: how it is trained.
+        settings: each option with its default.
+        dropped: share of the words that every epoch leaves out at random.
+        embedding: name of the layer that looks words up.
+        tiny: made-up sentences instead of the data set.
+    """
+    classes = len(corpus(data, tiny).labels)
+    for option, (value, _) in settings.items():
+        least = 2 if option == "vocabulary" else 1
+        require(isinstance(value, str) or value >= least, f"{name} needs {option} of at least {least}; given {value}")
+    options = ", ".join(f"{option}={value!r}" for option, (value, default) in settings.items() if value != default)
+    return Task(
+        name=name,
+        build=partial(module, classes),
+        data=partial(_made_up if tiny else DRAWS[data], vocabulary),
+        also=(F1(),),
+        surfaces=(Tokens(vocabulary, embedding),),
+        threat=Edits(2),
+        recipe=recipe,
+        augment=partial(drop_words, dropped),
+        unit="article" if data == "ag_news" else "question" if data == "trec" else "sentence",
+        options="tiny=True" if tiny else options,
+    )
+
+
+def drop_words(share: float, batch: Batch, rng: torch.Generator) -> Batch:
+    """The tokens ``(B, L)`` with a random share of them set to 0: sentences with gaps."""
+    tokens = batch.inputs
+    assert isinstance(tokens, Tensor)
+    kept = torch.rand(tokens.shape, generator=rng) >= share
+    return Batch(tokens * kept.to(tokens.device), batch.target)
+
+
+def words(text: str) -> list[str]:
+    """The words and marks of a text, in small letters; ``n't`` and ``'s`` stand alone, as in a treebank."""
+    return re.findall(r"n't|'\w+|\w+|[^\w\s]", re.sub(r"n't\b", " n't", text.lower()))
+
+
+def read(data: Data, file: str, vocabulary: int) -> Batch:
+    """One file of a data set: hashed words ``(n, length)``, 0 for none, and classes ``(n,)``."""
+    known = corpus(data)
+    columns = (known.label, *known.texts)
+    path = find(f"text/{file}.tsv", f"a tab-separated file with the columns {' and '.join(columns)}")
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        classes = torch.tensor([known.labels.index(row[known.label]) for row in rows])
+        texts = [" ".join(words(" ".join(row[column] for column in known.texts))) for row in rows]
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(
+            f"{path} is not whole: every line needs {', '.join(known.labels)} as {known.label}, and a text"
+        ) from None
+    return Batch(hashed_tokens(texts, vocabulary, known.length), classes)
+
+
+def _sst2(vocabulary: int, rng: torch.Generator) -> Splits:
+    """5,120 official training sentences to train, 1,000 for the adversary, 800 non-members; the official others."""
+    train, validation, test = (read("sst2", f"sst2_{part}", vocabulary) for part in ("train", "dev", "test"))
+    parts = split(train, rng, validation=0, test=800, aux=1000)
+    return Splits(parts.train, validation, test, parts.aux, others=parts.test)
+
+
+def _mr(vocabulary: int, rng: torch.Generator) -> Splits:
+    """8,000 sentences to train, 600 to validate, 1,062 to test, 1,000 for the adversary."""
+    return split(read("mr", "mr_polarity", vocabulary), rng, validation=600, test=1062, aux=1000)
+
+
+def _trec(vocabulary: int, rng: torch.Generator) -> Splits:
+    """4,252 to train, 300 to validate, 500 for the adversary, 400 non-members, the official 500 to test."""
+    train, test = (read("trec", f"trec_{part}", vocabulary) for part in ("train", "test"))
+    return hold_out(train, test, rng, validation=300, aux=500, others=400)
+
+
+def _ag_news(vocabulary: int, rng: torch.Generator) -> Splits:
+    """5,080 of the 7,600 articles at hand to train, 400 to validate, 1,520 to test, 600 for the adversary."""
+    return split(read("ag_news", "ag_news_test", vocabulary), rng, validation=400, test=1520, aux=600)
+
+
+DRAWS: dict[Data, Callable[[int, torch.Generator], Splits]] = {
+    "sst2": _sst2,
+    "mr": _mr,
+    "trec": _trec,
+    "ag_news": _ag_news,
+}
+
+_MOODS = (
+    "dull bad boring weak poor sad slow awful bland messy".split(),
+    "fine good lovely great smart warm funny fresh bold superb".split(),
+)
+_NEUTRAL = "the a film movie story actor scene plot was is with and very quite rather".split()
+
+
+def _made_up(vocabulary: int, rng: torch.Generator) -> Splits:
+    """200 sentences of 3 to 8 words, about half of them of the mood that the label names."""
+    labels = torch.randint(2, (200,), generator=rng)
+    texts = []
+    for label in labels.tolist():
+        lengths = torch.randint(3, 9, (1,), generator=rng).item()
+        said = []
+        for _ in range(int(lengths)):
+            kind = _MOODS[label] if torch.rand(1, generator=rng).item() < 0.5 else _NEUTRAL
+            said.append(kind[int(torch.randint(len(kind), (1,), generator=rng).item())])
+        texts.append(" ".join(said))
+    return split(Batch(hashed_tokens(texts, vocabulary, TINY.length), labels), rng, validation=20, test=40, aux=40)
