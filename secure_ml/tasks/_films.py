@@ -100,9 +100,9 @@ def leave_last_out(films: Callable[[], Films], length: int, held: int, rng: torc
     ``held`` users each are the adversary's and the non-members', of whom nothing is trained on. Of theirs, too,
     the last two films are left out, so that they are like the members.
     """
-    histories = films().histories
-    order = torch.randperm(len(histories), generator=rng).split([held, held, len(histories) - 2 * held])
-    aux, others, members = ([windows(histories[i], length) for i in users.tolist()] for users in order)
+    known = films()
+    parts = groups(known, held, rng)
+    aux, others, members = ([windows(known.histories[user], length) for user in part] for part in parts)
     return Splits(
         train=_join([user.take(slice(0, -2)) for user in members]),
         validation=_join([user.take(slice(-2, -1)) for user in members]),
@@ -110,6 +110,12 @@ def leave_last_out(films: Callable[[], Films], length: int, held: int, rng: torc
         aux=_join([user.take(slice(0, -2)) for user in aux]),
         others=_join([user.take(slice(0, -2)) for user in others]),
     )
+
+
+def groups(films: Films, held: int, rng: torch.Generator) -> list[list[int]]:
+    """Users at random: ``held`` of the adversary, ``held`` non-members, and all others, the members."""
+    order = torch.randperm(len(films.histories), generator=rng)
+    return [part.tolist() for part in order.split([held, held, len(order) - 2 * held])]
 
 
 def _join(users: list[Batch]) -> Batch:
