@@ -133,7 +133,7 @@ class LogMel(nn.Module):
         loud = energy.mean(2, keepdim=True) / level
         loud = loud / (loud + 0.1)
         mean = (loud * heard).sum(1, keepdim=True) / (loud.sum(1, keepdim=True) + 1e-3)
-        return ((heard - mean) / 3).transpose(1, 2)
+        return cast("Tensor", heard - mean).transpose(1, 2) / 3
 
 
 def mel_bands(bands: int, bins: int) -> Tensor:

@@ -70,7 +70,8 @@ class WaveNet(nn.Module):
         pace = (length / 4000).expand_as(place)[..., None]
         who = torch.cat([self.word(inputs["digit"]), self.speaker(inputs["speaker"])], 1)
         course = self.course(torch.cat([bumps, pace, who[:, None].expand(-1, len(middles), -1)], 2))
-        return cast("Tensor", self.told(course)).transpose(1, 2).split(2 * self.width, 1)
+        told = cast("Tensor", self.told(course)).transpose(1, 2)
+        return torch.split(told, 2 * self.width, 1)
 
 
 def sound(wave: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def speak(voice: WaveNet, said: dict[str, Tensor], rng: torch.Generator, tempera
     told = voice.tell({"wave": start[:, None], "position": start, **said}, total)
     heard = torch.zeros(n, 2, voice.taps, device=start.device)
     pasts = [heard.new_zeros(2 * d + 1, n, voice.width) for d in voice.dilations]
-    weights = [gate.weight.permute(2, 1, 0).flatten(0, 1) for gate in voice.gates]  # type: ignore[union-attr, operator]
+    weights = [gate.weight.permute(2, 1, 0).flatten(0, 1) for gate in voice.gates]  # type: ignore[operator]
     wave = torch.zeros(n, total, device=start.device)
     last = decode(encode(start))
     for t in range(total):

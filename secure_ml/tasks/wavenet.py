@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from secure_ml.batch import Batch, Splits
+from secure_ml.batch import Batch, Splits, Tree
 from secure_ml.errors import UsageError, require
 from secure_ml.outputs import NextToken
 from secure_ml.scores import NatsPerSample
@@ -48,7 +47,7 @@ def wavenet(*, width: int = 48, window: int = 1024, tiny: bool = False) -> Task:
         surfaces=(Box(-1, 1, path=("wave",)),),
         threat=SNR(30),
         recipe=Recipe(
-            epochs=2,
+            epochs=2 if tiny else 3,
             batch_size=16 if tiny else 8,
             optimizer="Adam",
             learning_rate=3e-3,
@@ -68,13 +67,8 @@ def _windows(window: int, rng: torch.Generator) -> Splits:
     order = order[torch.randperm(len(order), generator=rng)]
     validation, aux, others, train = (clips.take(part) for part in order.split([200, 300, 200, 2000]))
     test = clips.take(clips.official_test)
-    return Splits(
-        cut(train, window),
-        one_each(validation, window),
-        one_each(test, window),
-        cut(aux, window),
-        one_each(others, window),
-    )
+    few = (one_each(part, window) for part in (validation, test, others))
+    return Splits(cut(train, window), next(few), next(few), cut(aux, window), others=next(few))
 
 
 def _tiny(rng: torch.Generator) -> Splits:
@@ -103,14 +97,14 @@ def one_each(clips: Clips, window: int) -> Batch:
 def _at(clips: Clips, start: Tensor, window: int) -> Batch:
     index = start[:, None] + torch.arange(window + 1)
     levels = encode(torch.nn.functional.pad(clips.wave, (0, window + 1)).gather(1, index))
-    inputs = {
+    inputs: dict[str, Tree] = {
         "wave": decode(levels[:, :-1]),
         "digit": clips.digit,
         "speaker": clips.speaker,
         "position": start,
         "length": clips.length,
     }
-    return Batch(cast("dict[str, Tensor]", inputs), levels[:, 1:])
+    return Batch(inputs, levels[:, 1:])
 
 
 def _say(samples: int | None, predictor: Predictor, prompt: str, rng: torch.Generator) -> Sample:
