@@ -34,10 +34,10 @@ def policy_cartpole(*, tiny: bool = False) -> Task:
     ``Linf(0.1)`` moves what the policy sees by up to 24 cm, 30 cm/s, 1.2 degrees and 0.3 rad/s.
 
     Args:
-        tiny: 8 units, 200 transitions an epoch, 3 epochs, episodes of at most 30 steps.
+        tiny: 16 units, 400 transitions an epoch, 3 epochs, episodes of at most 50 steps.
     """
     require_extra("gymnasium", "models", "policy_cartpole")
-    game, hidden, n = (CartPole(limit=30), 8, 200) if tiny else (CartPole(), 64, 4000)
+    game, hidden, n = (CartPole(limit=50), 16, 400) if tiny else (CartPole(), 64, 4000)
     return Task(
         name="policy_cartpole",
         build=lambda: nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 2)),
@@ -49,12 +49,11 @@ def policy_cartpole(*, tiny: bool = False) -> Task:
         surfaces=(Box(-1, 1),),
         threat=Linf(0.1),
         recipe=Recipe(
-            epochs=3 if tiny else 60,
-            batch_size=64,
+            epochs=3 if tiny else 20,
+            batch_size=32 if tiny else 64,
             optimizer="Adam",
-            learning_rate=3e-3,
+            learning_rate=0.02 if tiny else 3e-3,
             schedule="linear",
-            patience=20,
         ),
         unit="transition",
         options="tiny=True" if tiny else "",

@@ -51,6 +51,7 @@ def policy_game(*, size: int = 5, tiny: bool = False) -> Task:
         loss=value_loss,
         score=Return(game, _agreeing, episodes=20 if tiny else 500),
         sample=partial(play, game),
+        augment=_turned,
         threat=Linf(0.3),
         recipe=Recipe(
             epochs=3 if tiny else 50,
@@ -129,6 +130,19 @@ def _replay(game: FrozenLake, added: int, kept: int, module: nn.Module, batch: B
     buffer = batch.take(torch.cat([forever, recent[max(len(recent) + added - kept, 0) :]]))
     inputs, target = join([buffer.inputs, new.inputs]), cast("dict[str, Tensor]", join([buffer.target, new.target]))
     return Batch(inputs, valued(target, Plain(module, 1000)(target["next"])))
+
+
+def _turned(batch: Batch, rng: torch.Generator) -> Batch:
+    """The boards and the actions on them turned and mirrored, all of a batch alike: the game knows no direction."""
+    mirrored, turns = divmod(int(torch.randint(8, (), generator=rng)), 4)
+    target = fields(batch)
+    actions = torch.tensor([2, 1, 0, 3] if mirrored else [0, 1, 2, 3]).roll(turns)
+
+    def board(planes: Tensor) -> Tensor:
+        return torch.rot90(planes.flip(3) if mirrored else planes, turns, (2, 3))
+
+    turned: dict[str, Tree] = {name: target[name][:, actions] for name in ("taken", "value")}
+    return Batch(board(cast("Tensor", batch.inputs)), {**target, "next": board(target["next"]), **turned})
 
 
 def valued(target: dict[str, Tensor], after: Tensor) -> Tree:
