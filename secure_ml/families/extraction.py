@@ -18,7 +18,7 @@ from secure_ml.outputs import Reveal
 from secure_ml.randomness import derive, generator
 from secure_ml.rows import Row, make_row, pool_rows
 from secure_ml.scores import Predict
-from secure_ml.task import Predictor, Task
+from secure_ml.task import Predictor, Task, unchanged
 from secure_ml.threats import Threat
 from secure_ml.training import fit
 from secure_ml.victim import Victim
@@ -99,6 +99,7 @@ def _trainer(victim: Victim, seed: int) -> Train:
             data=lambda _: Splits(data, none, none, none),
             loss=imitation,
             renew=None,
+            augment=unchanged if task.renew else task.augment,  # that of transitions has no meaning for answers
             recipe=replace(recipe, epochs=epochs, patience=None),
         )
         return fit(surrogate, seed=seed, device=victim.device).served
