@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from secure_ml.surfaces import Tokens
 from secure_ml.task import Recipe, Task
 from secure_ml.threats import Edits
 
+STEM = 5
+"""Letters at the beginning of a word, which words of one stem share."""
+SHARE = 4
+"""Word numbers for the words of one beginning."""
 Data = Literal["sst2", "mr", "trec", "ag_news"]
 
 
@@ -78,7 +82,7 @@ def text_task(
     """
     classes = len(corpus(data, tiny).labels)
     for option, (value, _) in settings.items():
-        least = 2 if option == "vocabulary" else 1
+        least = 2 * SHARE if option == "vocabulary" else 1
         require(isinstance(value, str) or value >= least, f"{name} needs {option} of at least {least}; given {value}")
     options = ", ".join(f"{option}={value!r}" for option, (value, default) in settings.items() if value != default)
     return Task(
@@ -108,8 +112,40 @@ def words(text: str) -> list[str]:
     return re.findall(r"n't|'\w+|\w+|[^\w\s]", re.sub(r"n't\b", " n't", text.lower()))
 
 
+def word_numbers(texts: list[str], vocabulary: int, length: int) -> Tensor:
+    """Word numbers ``(n, length)`` below ``vocabulary``, 0 for none; ``numbers // SHARE`` are those of beginnings.
+
+    The CRC-32 of a word's beginning picks a group of numbers, and that of the word one of the group: the vocabulary
+    is fixed beforehand and learns nothing from the data, so that it needs no privacy budget.
+    """
+    spoken = [words(text) for text in texts]
+    groups = hashed_tokens([" ".join(word[:STEM] for word in said) for said in spoken], vocabulary // SHARE, length)
+    return groups * SHARE + hashed_tokens([" ".join(said) for said in spoken], vocabulary, length) % SHARE
+
+
+class WordVectors(nn.Module):
+    """The vector of a word plus that of its beginning: numbers ``(B, L)`` to vectors ``(B, L, D)``."""
+
+    def __init__(self, vocabulary: int, width: int, std: float = 0.1) -> None:
+        super().__init__()
+        self.wholes = nn.Embedding(vocabulary, width)
+        self.stems = nn.Embedding(-(-vocabulary // SHARE), width)
+        for table in (self.wholes, self.stems):
+            nn.init.normal_(table.weight, std=std)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """The vectors."""
+        return cast("Tensor", self.wholes(numbers) + self.stems(numbers // SHARE))
+
+    @property
+    def weight(self) -> Tensor:
+        """The vectors of all numbers ``(vocabulary, D)``, as one table would hold them."""
+        stems = self.stems.weight.repeat_interleave(SHARE, 0)
+        return self.wholes.weight + stems[: len(self.wholes.weight)]
+
+
 def read(data: Data, file: str, vocabulary: int) -> Batch:
-    """One file of a data set: hashed words ``(n, length)``, 0 for none, and classes ``(n,)``."""
+    """One file of a data set: word numbers ``(n, length)``, 0 for none, and classes ``(n,)``."""
     known = corpus(data)
     columns = (known.label, *known.texts)
     path = find(f"text/{file}.tsv", f"a tab-separated file with the columns {' and '.join(columns)}")
@@ -117,12 +153,12 @@ def read(data: Data, file: str, vocabulary: int) -> Batch:
         with path.open(newline="", encoding="utf-8") as lines:
             rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
         classes = torch.tensor([known.labels.index(row[known.label]) for row in rows])
-        texts = [" ".join(words(" ".join(row[column] for column in known.texts))) for row in rows]
+        texts = [" ".join(row[column] for column in known.texts) for row in rows]
     except (KeyError, TypeError, ValueError):
         raise UsageError(
             f"{path} is not whole: every line needs {', '.join(known.labels)} as {known.label}, and a text"
         ) from None
-    return Batch(hashed_tokens(texts, vocabulary, known.length), classes)
+    return Batch(word_numbers(texts, vocabulary, known.length), classes)
 
 
 def _sst2(vocabulary: int, rng: torch.Generator) -> Splits:
@@ -173,4 +209,4 @@ def _made_up(vocabulary: int, rng: torch.Generator) -> Splits:
             kind = _MOODS[label] if torch.rand(1, generator=rng).item() < 0.5 else _NEUTRAL
             said.append(kind[int(torch.randint(len(kind), (1,), generator=rng).item())])
         texts.append(" ".join(said))
-    return split(Batch(hashed_tokens(texts, vocabulary, TINY.length), labels), rng, validation=20, test=40, aux=40)
+    return split(Batch(word_numbers(texts, vocabulary, TINY.length), labels), rng, validation=20, test=40, aux=40)

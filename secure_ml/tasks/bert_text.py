@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secure_ml.data import require_extra
 from secure_ml.errors import require
 from secure_ml.task import Recipe, Task
-from secure_ml.tasks._texts import Data, corpus, text_task
+from secure_ml.tasks._texts import Data, WordVectors, corpus, text_task
 
 HEADS = 4
 
@@ -77,6 +77,7 @@ class Bert(nn.Module):
             attn_implementation="eager",
         )
         self.bert = BertModel(config, add_pooling_layer=False)
+        self.bert.set_input_embeddings(WordVectors(vocabulary, width))
         self.dropout = nn.Dropout(0.5)
         self.output = nn.Linear(width, classes)
 

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from secure_ml.task import Recipe, Task
-from secure_ml.tasks._texts import Data, text_task
+from secure_ml.tasks._texts import Data, WordVectors, text_task
 
 
 def text_embedding(*, data: Data = "sst2", vocabulary: int = 16384, width: int = 32, tiny: bool = False) -> Task:
@@ -39,8 +39,7 @@ class BagOfWords(nn.Module):
 
     def __init__(self, vocabulary: int, width: int, classes: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width)
-        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.embedding = WordVectors(vocabulary, width)
         self.dropout = nn.Dropout(0.5)
         self.output = nn.Linear(width, classes)
 

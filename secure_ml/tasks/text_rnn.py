@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secure_ml.task import Recipe, Task
-from secure_ml.tasks._texts import Data, text_task
+from secure_ml.tasks._texts import Data, WordVectors, text_task
 
 
 def text_rnn(
@@ -47,8 +47,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, vocabulary: int, width: int, hidden: int, classes: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width)
-        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.embedding = WordVectors(vocabulary, width)
         self.forwards, self.backwards = GRU(width, hidden), GRU(width, hidden)
         self.dropout = nn.Dropout(0.5)
         self.output = nn.Linear(2 * hidden, classes)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secure_ml.errors import require
 from secure_ml.task import Recipe, Task
-from secure_ml.tasks._texts import Data, corpus, text_task
+from secure_ml.tasks._texts import Data, WordVectors, corpus, text_task
 
 HEADS = 4
 
@@ -54,9 +54,8 @@ class Transformer(nn.Module):
 
     def __init__(self, vocabulary: int, length: int, width: int, layers: int, classes: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width)
+        self.embedding = WordVectors(vocabulary, width)
         self.places = nn.Embedding(length, width)
-        nn.init.normal_(self.embedding.weight, std=0.1)
         nn.init.normal_(self.places.weight, std=0.02)
         self.dropout = nn.Dropout(0.5)
         self.layers = nn.ModuleList(Layer(width) for _ in range(layers))
