@@ -163,7 +163,7 @@ class Recogniser(nn.Module):
             nn.MaxPool2d((2, 1)),
             *_layer(2 * width, 4 * width, 3),
             nn.MaxPool2d(2),
-            nn.Conv2d(4 * width, 6 * width, (bands // 8, 3), padding=(0, 1)),
+            nn.Conv2d(4 * width, 6 * width, (bands // 8, 3), padding=(0, 1), bias=False),
             nn.GroupNorm(4, 6 * width),
             nn.ReLU(),
         )
@@ -177,7 +177,8 @@ class Recogniser(nn.Module):
 
 
 def _layer(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(inputs, outputs, size, stride, size // 2), nn.GroupNorm(4, outputs), nn.ReLU()
+    convolution = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)  # the norm would take it off again
+    return convolution, nn.GroupNorm(4, outputs), nn.ReLU()
 
 
 def wav(samples: Tensor) -> bytes:

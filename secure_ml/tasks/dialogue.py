@@ -14,7 +14,7 @@ from secure_ml.batch import Batch, Splits, Tree
 from secure_ml.errors import require
 from secure_ml.scores import Accuracy
 from secure_ml.surfaces import Box
-from secure_ml.task import Predictor, Recipe, Sample, Task
+from secure_ml.task import Predictor, Recipe, Sample, Task, unchanged
 from secure_ml.tasks._calls import LENGTH, TAKES, answers, call, understood
 from secure_ml.tasks._speech import DIGITS, Recogniser, chirps, distort, spoken, wav
 from secure_ml.threats import SNR
@@ -45,7 +45,7 @@ def dialogue(*, cost: float = 0.1, voice: str = "", tiny: bool = False) -> Task:
         also=(AskedAgain(), UnderstoodAnswer(voice, tiny)),
         surfaces=(Box(-1, 1),),
         threat=SNR(30),
-        augment=_said_again,
+        augment=unchanged if tiny else _said_again,
         recipe=Recipe(
             epochs=2 if tiny else 30,
             batch_size=16 if tiny else 32,
