@@ -117,7 +117,8 @@ class Table(Box):
         snapped = proposal.clone()
         for column, step in self.steps:
             counts = ((proposal[:, column] - clean[:, column]) / step * (1 + 1e-5)).trunc()
-            snapped[:, column] = ((clean[:, column] / step).round() + counts) * step
+            moved = ((clean[:, column] / step).round() + counts) * step
+            snapped[:, column] = torch.where(counts == 0, clean[:, column], moved)
         fixed = [*self.frozen, *(column for group in self.groups for column in group)]
         snapped[:, fixed] = clean[:, fixed]
         return snapped
