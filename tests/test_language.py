@@ -223,3 +223,18 @@ def test_a_model_with_other_tokens_is_refused(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(vocab_size=65, n_positions=8, n_embd=4, n_layer=1, n_head=1)).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="knows 65 tokens"):
         sm.task("gpt2_pretrained", model=str(tmp_path)).build()
+
+
+@pytest.mark.data
+def test_the_published_models_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one token for each four characters in the place of GPT-2's tokeniser, which is not here."""
+    import transformers
+
+    class Fours:
+        def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
+            return {"input_ids": [sum(map(ord, text[i : i + 4])) for i in range(0, len(text), 4)]}
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: Fours())
+    splits = sm.task("gpt2_pretrained").draw(0)
+    assert splits.test.inputs.shape == (200, 64)
+    assert len(splits.train) > 3000

@@ -55,7 +55,7 @@ def char_rnn(*, text: Literal["shakespeare", "names"] = "shakespeare", width: in
         surfaces=(Tokens(len(CHARACTERS), frozen=()),),
         threat=Edits(2),
         recipe=Recipe(
-            epochs=3 if tiny else 5,
+            epochs=3 if tiny else 8,
             batch_size=16 if tiny else 32,
             optimizer="AdamW",
             learning_rate=0.03 if tiny else 4e-3,

@@ -21,18 +21,18 @@ HEAD = 32
 """Width of an attention head."""
 
 
-def gpt2(*, layers: int = 4, width: int = 128, tiny: bool = False) -> Task:
+def gpt2(*, layers: int = 4, width: int = 96, tiny: bool = False) -> Task:
     """Tiny Shakespeare (1,115,394 characters, the last 10 % to test), a small GPT-2 from nothing.
 
     Args:
         layers: transformer blocks.
         width: length of a vector, a multiple of 32; an attention head has 32.
-        tiny: three sonnets in windows of 8 characters, 1 block, 1 head of width 32, 2 epochs.
+        tiny: three sonnets in windows of 8 characters, 1 block, 1 head of width 32, 3 epochs.
     """
     require_extra("transformers", "models", "gpt2")
     require(layers >= 1, f"gpt2 needs at least 1 layer; given {layers}")
     require(width >= HEAD and width % HEAD == 0, f"gpt2 needs a width that is a multiple of {HEAD}; given {width}")
-    settings = {"layers": (layers, 4), "width": (width, 128)}
+    settings = {"layers": (layers, 4), "width": (width, 96)}
     options = ", ".join(f"{name}={value!r}" for name, (value, default) in settings.items() if value != default)
     layers, width, length = (1, HEAD, TINY_LENGTH) if tiny else (layers, width, LENGTH)
     return Task(
@@ -45,10 +45,10 @@ def gpt2(*, layers: int = 4, width: int = 128, tiny: bool = False) -> Task:
         surfaces=(Tokens(len(CHARACTERS), embedding="wte", frozen=()),),
         threat=Edits(2),
         recipe=Recipe(
-            epochs=2 if tiny else 8,
+            epochs=3 if tiny else 16,
             batch_size=16,
             optimizer="AdamW",
-            learning_rate=3e-3,
+            learning_rate=0.01 if tiny else 3e-3,
             weight_decay=0.01,
             schedule="cosine",
         ),
