@@ -25,7 +25,7 @@ from secure_ml.tasks._resnet import ResNet, Standardize
 from secure_ml.tasks.digits_cnn import tiny_digits
 from secure_ml.threats import Linf
 from secure_ml.training import fit
-from secure_ml.victim import Victim
+from secure_ml.victim import Victim, writable
 
 Body = Literal["frozen", "thawed"]
 CACHE = "SECURE_ML_CACHE"
@@ -59,7 +59,7 @@ def transfer_resnet18(
     require(side >= 8, f"transfer_resnet18 needs a side of at least 8 pixels; given {side}")
     require(1 <= examples <= 20000, f"transfer_resnet18 has 1 to 20000 training examples; given {examples}")
     published = weights not in ("cifar10", "random")
-    require(not published or width == 64 or tiny, f"published weights have width 64; given {width}")
+    require(not published or width == 64, f"published weights have width 64; given {width}")
     settings = {
         "body": (body, "frozen"),
         "weights": (weights, "cifar10"),
@@ -71,7 +71,7 @@ def transfer_resnet18(
     pool = {"cifar10": ("the body's training data, CIFAR-10, are public",), "random": ()}
     return Task(
         name="transfer_resnet18",
-        build=partial(network, body, weights, 8 if tiny else width, side if not tiny else 16, tiny),
+        build=partial(network, body, weights, 8 if tiny and not published else width, 16 if tiny else side, tiny),
         data=tiny_digits if tiny else partial(few_clothes, examples),
         threat=Linf(0.1),
         recipe=_recipe(body, tiny),
@@ -161,8 +161,8 @@ def _trained(width: int, tiny: bool) -> dict[str, Tensor]:
 
 def _kept(task: Task) -> Victim:
     """The body as it was saved, or else trained now and saved for the next time."""
-    root = os.environ.get(CACHE) or Path.home() / ".cache" / "secure_ml" / "bodies"
-    folder = Path(root) / identify(task)
+    root = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "secure_ml" / "bodies")
+    folder = writable(root) / identify(task)
     with suppress(UsageError):  # never saved, or by a run that was cut off, or from other data
         return Victim.load(folder, task, device="cpu")
     victim = fit(task, seed=SEED, device="cpu")
