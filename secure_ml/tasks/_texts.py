@@ -33,6 +33,8 @@ class Corpus(NamedTuple):
     """How its file writes the classes, in their order."""
     length: int
     """Words after which a text is cut."""
+    dropped: float
+    """Share of the words that training leaves out, anew in each epoch: large where many words say the same."""
     label: str = "label"
     """The column of the label."""
     texts: tuple[str, ...] = ("text",)
@@ -40,14 +42,14 @@ class Corpus(NamedTuple):
 
 
 CORPORA: dict[Data, Corpus] = {
-    "sst2": Corpus(("0", "1"), 40),
-    "mr": Corpus(("0", "1"), 40),
-    "trec": Corpus(("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 20, label="coarse"),
-    "ag_news": Corpus(("0", "1", "2", "3"), 60, texts=("title", "description")),
+    "sst2": Corpus(("0", "1"), 40, 0.5),
+    "mr": Corpus(("0", "1"), 40, 0.5),
+    "trec": Corpus(("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 20, 0.1, label="coarse"),
+    "ag_news": Corpus(("0", "1", "2", "3"), 60, 0.3, texts=("title", "description")),
 }
 
 
-TINY = Corpus(("0", "1"), 8)
+TINY = Corpus(("0", "1"), 8, 0.0)
 
 
 def corpus(data: Data, tiny: bool = False) -> Corpus:
@@ -63,7 +65,6 @@ def text_task(
     recipe: Recipe,
     *,
     settings: dict[str, tuple[Any, Any]],
-    dropped: float = 0.0,
     embedding: str = "embedding",
     tiny: bool = False,
 ) -> Task:
@@ -76,24 +77,23 @@ def text_task(
         module: makes the model of a number of classes; tokens ``(B, L)``, 0 for none, to logits ``(B, K)``.
         recipe: how it is trained.
         settings: each option with its default.
-        dropped: share of the words that every epoch leaves out at random.
         embedding: name of the layer that looks words up.
         tiny: made-up sentences instead of the data set.
     """
-    classes = len(corpus(data, tiny).labels)
+    known = corpus(data, tiny)
     for option, (value, _) in settings.items():
         least = 2 * SHARE if option == "vocabulary" else 1
         require(isinstance(value, str) or value >= least, f"{name} needs {option} of at least {least}; given {value}")
     options = ", ".join(f"{option}={value!r}" for option, (value, default) in settings.items() if value != default)
     return Task(
         name=name,
-        build=partial(module, classes),
+        build=partial(module, len(known.labels)),
         data=partial(_made_up if tiny else DRAWS[data], vocabulary),
         also=(F1(),),
         surfaces=(Tokens(vocabulary, embedding),),
         threat=Edits(2),
         recipe=recipe,
-        augment=partial(drop_words, dropped),
+        augment=partial(drop_words, known.dropped),
         unit="article" if data == "ag_news" else "question" if data == "trec" else "sentence",
         options="tiny=True" if tiny else options,
     )

@@ -23,12 +23,12 @@ def text_embedding(*, data: Data = "sst2", vocabulary: int = 16384, width: int =
     settings = {"data": (data, "sst2"), "vocabulary": (vocabulary, 16384), "width": (width, 32)}
     vocabulary, width = (64, 4) if tiny else (vocabulary, width)
     recipe = Recipe(
-        epochs=3 if tiny else 20,
+        epochs=3 if tiny else 12,
         batch_size=64,
         optimizer="AdamW",
-        learning_rate=3e-3,
+        learning_rate=1e-2 if tiny else 3e-3,
         weight_decay=0.01,
-        patience=4,
+        schedule="linear",
     )
     model = partial(BagOfWords, vocabulary, width)
     return text_task("text_embedding", data, vocabulary, model, recipe, settings=settings, tiny=tiny)

@@ -17,7 +17,7 @@ HEADS = 4
 
 
 def text_transformer(
-    *, data: Data = "sst2", vocabulary: int = 16384, width: int = 64, layers: int = 1, tiny: bool = False
+    *, data: Data = "sst2", vocabulary: int = 16384, width: int = 32, layers: int = 1, tiny: bool = False
 ) -> Task:
     """Sentiment of film reviews (SST-2, 6,920 and 1,821 sentences), a small transformer encoder.
 
@@ -31,22 +31,20 @@ def text_transformer(
         layers: of attention.
         tiny: 200 sentences made from lists of words, 64 word numbers of length 8, 1 layer, 3 epochs.
     """
-    settings = {"data": (data, "sst2"), "vocabulary": (vocabulary, 16384), "width": (width, 64), "layers": (layers, 1)}
+    settings = {"data": (data, "sst2"), "vocabulary": (vocabulary, 16384), "width": (width, 32), "layers": (layers, 1)}
     require(width % HEADS == 0, f"text_transformer needs a width that {HEADS} heads divide; given {width}")
     length = corpus(data, tiny).length
     vocabulary, width, layers = (64, 8, 1) if tiny else (vocabulary, width, layers)
     recipe = Recipe(
-        epochs=3 if tiny else 15,
+        epochs=3 if tiny else 12,
         batch_size=64,
         optimizer="AdamW",
-        learning_rate=1e-2 if tiny else 1e-3,
+        learning_rate=2e-2 if tiny else 2e-3,
         weight_decay=0.01,
-        patience=4,
+        schedule="linear",
     )
     model = partial(Transformer, vocabulary, length, width, layers)
-    return text_task(
-        "text_transformer", data, vocabulary, model, recipe, settings=settings, dropped=0.0 if tiny else 0.3, tiny=tiny
-    )
+    return text_task("text_transformer", data, vocabulary, model, recipe, settings=settings, tiny=tiny)
 
 
 class Transformer(nn.Module):
