@@ -56,10 +56,10 @@ def recommender_bert(*, width: int = 64, layers: int = 1, tiny: bool = False) ->
         surfaces=(Tokens(number + 1, embedding="texts"),),
         threat=Edits(1),
         recipe=Recipe(
-            epochs=2 if tiny else 5,
+            epochs=2 if tiny else 6,
             batch_size=32 if tiny else 128,
             optimizer="AdamW",
-            learning_rate=1e-2 if tiny else 1e-3,
+            learning_rate=1e-2 if tiny else 3e-3,
             weight_decay=0.01,
             schedule="linear",
         ),
