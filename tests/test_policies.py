@@ -1,12 +1,14 @@
 """Games, roll-outs and returns, against answers known beforehand."""
 
+from itertools import islice
+
 import pytest
 import torch
 from torch import Tensor
 
 import secure_ml as sm
 from secure_ml.batch import Batch
-from secure_ml.tasks._policies import TEST, CartPole, FrozenLake, at_random, best_return, discounted, roll_out
+from secure_ml.tasks._policies import CartPole, FrozenLake, at_random, best_return, discounted, roll_out
 from secure_ml.tasks.policy_cartpole import baseline
 from secure_ml.tasks.policy_game import policy_game, valued
 
@@ -21,7 +23,7 @@ def controller(observed: Tensor) -> Tensor:
 
 def test_a_controller_keeps_every_pole_up() -> None:
     score = sm.task("policy_cartpole", tiny=True).score
-    split = Batch(torch.zeros(1, 4), {"seed": torch.tensor([TEST])})
+    split = Batch(torch.zeros(1, 4), {"seed": torch.tensor([0])})
     assert score.measure(controller, split).value == 50
     falling = score.values(lambda observed: torch.tensor([[1.0, 0.0]]).expand(len(observed), 2), split)
     assert falling.shape == (10,)
@@ -41,6 +43,14 @@ def test_no_policy_beats_the_optimum() -> None:
     game = FrozenLake(3, limit=30)
     returns = roll_out(game.start(200, 5), at_random(game, torch.Generator().manual_seed(0)))["reward"].sum(1)
     assert 0 < returns.mean().item() < game.optimum(200, 5) < 1
+
+
+def test_parts_share_no_map() -> None:
+    game = FrozenLake(3)
+    seen = [{tuple(rows) for rows in islice(game.maps(10 * n + digit), 40)} for digit in (0, 1, 2) for n in (5, 6)]
+    assert seen[0] & seen[1], "of the few maps of 3x3, a part meets some again"
+    assert not (seen[0] | seen[1]) & (seen[2] | seen[3])
+    assert not (seen[2] | seen[3]) & (seen[4] | seen[5])
 
 
 @pytest.mark.parametrize("game", [CartPole(limit=20), FrozenLake(4, limit=20)], ids=repr)

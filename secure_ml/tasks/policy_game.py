@@ -14,13 +14,11 @@ from secure_ml.data import require_extra
 from secure_ml.errors import require
 from secure_ml.task import Predictor, Recipe, Task
 from secure_ml.tasks._policies import (
-    TEST,
-    VALIDATION,
+    PARTS,
     Act,
     FrozenLake,
     Return,
     at_random,
-    draw_seed,
     fields,
     greedy,
     play,
@@ -32,7 +30,7 @@ from secure_ml.victim import Plain
 DISCOUNT = 0.99
 
 
-def policy_game(*, size: int = 5, tiny: bool = False) -> Task:
+def policy_game(*, size: int = 4, tiny: bool = False) -> Task:
     """Gymnasium's slippery FrozenLake-v1 on maps never seen before, deep Q-learning (1312.5602), a recurrent grid.
 
     Args:
@@ -41,8 +39,8 @@ def policy_game(*, size: int = 5, tiny: bool = False) -> Task:
     """
     require_extra("gymnasium", "models", "policy_game")
     require(size >= 3, f"policy_game needs maps of at least 3x3; given {size}")
-    game = FrozenLake(4, limit=20) if tiny else FrozenLake(size)
-    width, explored, added, kept = (4, 200, 50, 75) if tiny else (16, 8000, 500, 8000)
+    game = FrozenLake(limit=20) if tiny else FrozenLake(size)
+    width, explored, added, kept = (4, 200, 50, 75) if tiny else (16, 8000, 1000, 8000)
     return Task(
         name="policy_game",
         build=partial(GridValues, width, rounds=game.size * (1 if tiny else 2)),
@@ -54,15 +52,14 @@ def policy_game(*, size: int = 5, tiny: bool = False) -> Task:
         augment=_turned,
         threat=Linf(0.3),
         recipe=Recipe(
-            epochs=3 if tiny else 50,
+            epochs=3 if tiny else 30,
             batch_size=64 if tiny else 128,
             optimizer="Adam",
-            learning_rate=1e-3,
+            learning_rate=4e-3,
             schedule="linear",
-            patience=15,
         ),
         unit="transition",
-        options="tiny=True" if tiny else f"{size=}" if size != 5 else "",
+        options="tiny=True" if tiny else f"{size=}" if size != 4 else "",
     )
 
 
@@ -103,14 +100,8 @@ def _agreeing(outputs: Tensor) -> Tree:
 
 def _explored(game: FrozenLake, n: int, rng: torch.Generator) -> Splits:
     """Transitions of a policy that acts at random, a sixth as many for each other part as for training."""
-    sizes = {"train": n, "validation": n // 6, "test": n // 6, "aux": n // 6}
-    seeds = {"validation": VALIDATION, "test": TEST}
-    return Splits(
-        **{
-            part: _batch(game, at_random(game, rng), size, seeds.get(part, draw_seed(rng)), True, rng)
-            for part, size in sizes.items()
-        }
-    )
+    sizes = {part: n if part == "train" else n // 6 for part in PARTS}
+    return Splits(**{part: _batch(game, at_random(game, rng), m, part, True, rng) for part, m in sizes.items()})
 
 
 def _replay(game: FrozenLake, added: int, kept: int, module: nn.Module, batch: Batch, rng: torch.Generator) -> Batch:
@@ -125,7 +116,7 @@ def _replay(game: FrozenLake, added: int, kept: int, module: nn.Module, batch: B
         return torch.where(explore, random(observed), best(observed))
 
     old = fields(batch)
-    new = _batch(game, act, added, int(old["seed"][0]), False, rng).to(old["seed"].device)
+    new = _batch(game, act, added, "train", False, rng).to(old["seed"].device)
     forever, recent = (mask.nonzero()[:, 0] for mask in (old["explored"], ~old["explored"]))
     buffer = batch.take(torch.cat([forever, recent[max(len(recent) + added - kept, 0) :]]))
     inputs, target = join([buffer.inputs, new.inputs]), cast("dict[str, Tensor]", join([buffer.target, new.target]))
@@ -151,9 +142,9 @@ def valued(target: dict[str, Tensor], after: Tensor) -> Tree:
     return {**target, "value": value[:, None] * target["taken"]}
 
 
-def _batch(game: FrozenLake, act: Act, n: int, seed: int, explored: bool, rng: torch.Generator) -> Batch:
+def _batch(game: FrozenLake, act: Act, n: int, part: str, explored: bool, rng: torch.Generator) -> Batch:
     """Planes ``(n, 4, size, size)`` and what the action that was taken there led to; nothing is known of later."""
-    played = transitions(game, act, n, n // 10, rng)
+    played = transitions(game, act, n, n // 10, PARTS[part], rng)
     taken = F.one_hot(played["action"], game.actions).float()
     target: dict[str, Tree] = {
         "taken": taken,
@@ -162,6 +153,6 @@ def _batch(game: FrozenLake, act: Act, n: int, seed: int, explored: bool, rng: t
         "next": played["next"],
         "done": played["done"],
         "explored": torch.full((n,), explored),
-        "seed": torch.full((n,), seed),
+        "seed": torch.full((n,), PARTS[part][0]),
     }
     return Batch(played["observation"], target)
