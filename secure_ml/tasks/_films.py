@@ -24,6 +24,10 @@ LENGTH = 50
 """Films of a history that a recommender is given."""
 WORDS = 192
 """Numbers into which the words of titles are hashed."""
+ASSUMED = (
+    "the catalogue of films is public",
+    f"one moment is to be hidden: a rating lies in up to {LENGTH + 1} of them, a user in as many as films rated",
+)
 MASKED = -1e4
 """The score of a film that is not to be recommended: too low for any list, and finite."""
 
@@ -98,17 +102,23 @@ def leave_last_out(films: Callable[[], Films], length: int, held: int, rng: torc
     """Each user's last film to test, the one before to validate, all earlier ones to train.
 
     ``held`` users each are the adversary's and the non-members', of whom nothing is trained on. Of theirs, too,
-    the last two films are left out, so that they are like the members.
+    the last two films are left out, so that they are like the members. Moments of all users are mixed, so that the
+    first of a part are like the rest.
     """
     known = films()
     parts = groups(known, held, rng)
     aux, others, members = ([windows(known.histories[user], length) for user in part] for part in parts)
+
+    def early(users: list[Batch]) -> Batch:
+        moments = _join([user.take(slice(0, -2)) for user in users])
+        return moments.take(torch.randperm(len(moments), generator=rng))
+
     return Splits(
-        train=_join([user.take(slice(0, -2)) for user in members]),
+        train=early(members),
         validation=_join([user.take(slice(-2, -1)) for user in members]),
         test=_join([user.take(slice(-1, None)) for user in members]),
-        aux=_join([user.take(slice(0, -2)) for user in aux]),
-        others=_join([user.take(slice(0, -2)) for user in others]),
+        aux=early(aux),
+        others=early(others),
     )
 
 

@@ -16,7 +16,17 @@ from secure_ml.outputs import Ranking
 from secure_ml.scores import NDCG, HitRate
 from secure_ml.surfaces import Tokens
 from secure_ml.task import Recipe, Task
-from secure_ml.tasks._films import LENGTH, Films, leave_last_out, made_up, movielens, recommend, text_features, unseen
+from secure_ml.tasks._films import (
+    ASSUMED,
+    LENGTH,
+    Films,
+    leave_last_out,
+    made_up,
+    movielens,
+    recommend,
+    text_features,
+    unseen,
+)
 from secure_ml.threats import Edits
 
 if TYPE_CHECKING:
@@ -64,6 +74,7 @@ def recommender_bert(*, width: int = 64, layers: int = 1, tiny: bool = False) ->
             schedule="linear",
         ),
         unit="moment",
+        assumes=ASSUMED,
         sample=partial(recommend, films, length),
         options="tiny=True" if tiny else options,
     )

@@ -13,7 +13,7 @@ from secure_ml.outputs import Ranking
 from secure_ml.scores import NDCG, HitRate
 from secure_ml.surfaces import Tokens
 from secure_ml.task import Recipe, Task
-from secure_ml.tasks._films import LENGTH, leave_last_out, made_up, movielens, recommend, unseen
+from secure_ml.tasks._films import ASSUMED, LENGTH, leave_last_out, made_up, movielens, recommend, unseen
 from secure_ml.threats import Edits
 
 
@@ -52,6 +52,7 @@ def recommender_mf(*, width: int = 32, tiny: bool = False) -> Task:
             schedule="linear",
         ),
         unit="moment",
+        assumes=ASSUMED,
         sample=partial(recommend, films, length),
         options="tiny=True" if tiny else options,
     )
