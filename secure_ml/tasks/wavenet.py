@@ -47,7 +47,7 @@ def wavenet(*, width: int = 48, window: int = 1024, tiny: bool = False) -> Task:
         surfaces=(Box(-1, 1, path=("wave",)),),
         threat=SNR(30),
         recipe=Recipe(
-            epochs=2 if tiny else 3,
+            epochs=2,
             batch_size=16 if tiny else 8,
             optimizer="Adam",
             learning_rate=3e-3,
