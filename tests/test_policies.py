@@ -86,7 +86,7 @@ def test_values_stop_where_an_episode_does() -> None:
     }
     given = valued(target, torch.tensor([[5.0, 6.0], [2.0, 1.0]]))
     assert isinstance(given, dict)
-    assert torch.allclose(given["value"], torch.tensor([[0.0, 1.0], [0.99 * 2, 0.0]]))
+    assert torch.allclose(given["value"], torch.tensor([[0.0, 1.0], [0.95 * 2, 0.0]]))
 
 
 def test_exploration_stays_in_the_replay() -> None:
