@@ -151,7 +151,7 @@ def test_a_body_is_trained_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_mistyped_weights_are_told_in_a_sentence() -> None:
     with pytest.raises(sm.UsageError, match="no ResNet-18 weights called 'IMAGENET'; there are: IMAGENET1K_V1"):
         sm.task("transfer_resnet18", weights="IMAGENET", width=64).build()
-    with pytest.raises(sm.UsageError, match="published weights have width 64; given 32"):
+    with pytest.raises(sm.UsageError, match="published weights have width 64; given 16"):
         sm.task("transfer_resnet18", weights="IMAGENET1K_V1")
 
 

@@ -37,7 +37,7 @@ def transfer_resnet18(
     *,
     body: Body = "frozen",
     weights: str = "cifar10",
-    width: int = 32,
+    width: int = 16,
     side: int = 32,
     examples: int = 1000,
     tiny: bool = False,
@@ -63,7 +63,7 @@ def transfer_resnet18(
     settings = {
         "body": (body, "frozen"),
         "weights": (weights, "cifar10"),
-        "width": (width, 32),
+        "width": (width, 16),
         "side": (side, 32),
         "examples": (examples, 1000),
         "tiny": (tiny, False),
@@ -104,7 +104,7 @@ class Transfer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the enlarged images, the same in all three colours."""
         size = (self.side, self.side)
-        large = F.interpolate(images, size, mode="bilinear", antialias=False)
+        large = F.interpolate(images, size, mode="bilinear")
         return cast("Tensor", self.head(self.norm(self.body(large.expand(-1, 3, *size)))))
 
 
@@ -140,7 +140,7 @@ def source(width: int, tiny: bool) -> Task:
         data=partial(coloured_digits, 16) if tiny else cifar10,
         surfaces=(Box(),),
         recipe=Recipe(
-            epochs=1 if tiny else 6,
+            epochs=1 if tiny else 8,
             batch_size=20 if tiny else 128,
             optimizer="Adam",
             learning_rate=2e-3,
