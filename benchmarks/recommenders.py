@@ -21,6 +21,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
@@ -31,11 +32,12 @@ from secure_ml.batch import Batch
 from secure_ml.cells import PACKAGES
 from secure_ml.randomness import generator
 from secure_ml.rows import package_version
-from secure_ml.scores import NDCG, HitRate
-from secure_ml.tasks._films import LENGTH, MASKED, groups, movielens, unseen
+from secure_ml.scores import NDCG, HitRate, Predict, rank
+from secure_ml.stats import bootstrap
+from secure_ml.tasks._films import LENGTH, MASKED, groups, movielens, unseen, viewer
 
 Scorer = Callable[[Tensor], Tensor]
-"""Histories ``(B, L)`` to scores ``(B, V + 1)``."""
+"""Histories ``(B, L)`` to scores ``(B, V + 1)``, in which those of the histories are the lowest."""
 COLD = 2
 LONGEST = 2400
 """More films than any user rated."""
@@ -54,14 +56,14 @@ def main() -> None:
     known = baselines(seen)
     for history, (name, (settings, seconds)) in product((LENGTH, LONGEST), known.items()):
         validation, test = (
-            Batch(recent([films.histories[user][:-cut] for user in chosen], history), part.target)
+            Batch(viewer(recent([films.histories[user][:-cut] for user in chosen], history)), part.target)
             for cut, part in ((2, splits.validation), (1, splits.test))
         )
         setting = max(settings, key=lambda setting: ndcg(settings[setting], validation))
         about = {"model": name, "history": history, "setting": setting, "seconds": seconds}
-        rows += [about | found for found in measured(settings[setting], test, None, "all films")]
+        rows += [about | found for found in measured(served(settings[setting]), test, None, "all films")]
         if history == LENGTH:
-            rows += [about | found for found in cold_rows(settings[setting], moments, cold)]
+            rows += [about | found for found in cold_rows(served(settings[setting]), moments, cold)]
     for name in ("recommender_mf", "recommender_bert"):
         victim = sm.fit(sm.task(name), device="cpu")
         about = {"model": name, "history": LENGTH, "setting": repr(victim.task), "seconds": round(victim.seconds, 1)}
@@ -149,30 +151,36 @@ def recent(histories: list[tuple[int, ...]], length: int) -> Tensor:
     return torch.tensor([([0] * length + list(history))[-length:] for history in histories])
 
 
+def served(scorer: Scorer) -> Predict:
+    """A baseline that is asked like a task's module."""
+    return lambda inputs: scorer(inputs["history"])  # type: ignore[call-overload, index]
+
+
 def ndcg(scorer: Scorer, part: Batch) -> float:
     """NDCG@10 on a split."""
-    assert isinstance(part.inputs, Tensor)
-    return NDCG().measure(lambda inputs: scorer(inputs), part).value  # type: ignore[arg-type]
+    return NDCG().measure(served(scorer), part).value
 
 
-def cold_rows(scorer: Scorer, moments: Batch, cold: Tensor) -> list[dict[str, Any]]:
+def cold_rows(predict: Predict, moments: Batch, cold: Tensor) -> list[dict[str, Any]]:
     """The measures at moments that lead to cold films, among all films and among the cold ones."""
-    return measured(scorer, moments, None, "cold, among all") + measured(scorer, moments, cold, "cold, among cold")
+    return measured(predict, moments, None, "cold, among all") + measured(predict, moments, cold, "cold, among cold")
 
 
-def measured(scorer: Scorer, part: Batch, among: Tensor | None, where: str) -> list[dict[str, Any]]:
-    """Hit rate and NDCG with their intervals, among some of the films ``(V + 1,)`` if not all."""
-    found: dict[Any, list[Tensor]] = {HitRate(): [], NDCG(): []}
+def measured(predict: Predict, part: Batch, among: Tensor | None, where: str) -> list[dict[str, Any]]:
+    """Hit rate, NDCG and the median place with their intervals, among some of the films ``(V + 1,)`` if not all."""
+    pieces = []
     for piece in part.chunks(500):
-        assert isinstance(piece.inputs, Tensor)
-        scores = scorer(piece.inputs)
+        scores = predict(piece.inputs)
         scores = scores if among is None else scores.masked_fill(~among, 2 * MASKED)
-        for score, values in found.items():
-            values.append(score.per_example(scores, piece.target))
-    return [
-        {"where": where, "measure": score.name} | asdict(score.aggregate(torch.cat(values)))
-        for score, values in found.items()
-    ]
+        judged = [score.per_example(scores, piece.target) for score in (HitRate(), NDCG())]
+        pieces.append(torch.stack([*judged, rank(scores, piece.target) + 1.0], 1))
+    hits, gains, places = torch.cat(pieces).T
+    found = {
+        HitRate.name: HitRate().aggregate(hits),
+        NDCG.name: NDCG().aggregate(gains),
+        "median place": bootstrap(lambda v: float(np.median(v)), places.double().numpy()),
+    }
+    return [{"where": where, "measure": name} | asdict(estimate) for name, estimate in found.items()]
 
 
 if __name__ == "__main__":

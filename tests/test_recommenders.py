@@ -82,7 +82,7 @@ def test_what_was_seen_is_not_recommended() -> None:
 
 def test_windows_end_before_their_target() -> None:
     part = windows((4, 7, 9, 2), 3)
-    assert part.inputs.tolist() == [[0, 0, 4], [0, 4, 7], [4, 7, 9]]
+    assert part.inputs["history"].tolist() == part.inputs["seen"].tolist() == [[0, 0, 4], [0, 4, 7], [4, 7, 9]]
     assert part.target.tolist() == [7, 9, 2]
 
 

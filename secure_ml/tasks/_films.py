@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secure_ml.batch import Batch, Splits
+from secure_ml.batch import Batch, Splits, Tree, join
 from secure_ml.data import find, hashed_tokens
 from secure_ml.errors import UsageError, require
 from secure_ml.scores import TOP
@@ -95,7 +95,16 @@ def windows(history: tuple[int, ...], length: int) -> Batch:
     """Every film but the first as target ``(n - 1,)``, and the ``length`` before it, padded in front with 0."""
     rated = torch.tensor(history)
     padded = torch.cat([rated.new_zeros(length), rated])
-    return Batch(padded.unfold(0, length, 1)[1:-1].contiguous(), rated[1:])
+    return Batch(viewer(padded.unfold(0, length, 1)[1:-1].contiguous()), rated[1:])
+
+
+def viewer(history: Tensor) -> dict[str, Tree]:
+    """A history ``(B, L)`` to be read, and once more as the list of what not to recommend again.
+
+    An adversary who adds ratings to a profile changes only the first: otherwise, to add the very film that comes
+    next would be an attack that always succeeds, and says nothing about the model.
+    """
+    return {"history": history, "seen": history}
 
 
 def leave_last_out(films: Callable[[], Films], length: int, held: int, rng: torch.Generator) -> Splits:
@@ -129,14 +138,13 @@ def groups(films: Films, held: int, rng: torch.Generator) -> list[list[int]]:
 
 
 def _join(users: list[Batch]) -> Batch:
-    inputs, targets = zip(*((user.inputs, user.target) for user in users), strict=True)
-    return Batch(torch.cat(inputs), torch.cat(targets))
+    return Batch(join([user.inputs for user in users]), join([user.target for user in users]))
 
 
-def unseen(scores: Tensor, history: Tensor) -> Tensor:
-    """Scores ``(B, V + 1)`` in which no film, and what the history ``(B, L)`` holds, is never recommended."""
-    nothing = history.new_zeros(len(history), 1)
-    return scores.scatter(1, torch.cat([nothing, history], 1), MASKED)
+def unseen(scores: Tensor, seen: Tensor) -> Tensor:
+    """Scores ``(B, V + 1)`` in which no film, and what was seen ``(B, L)``, is never recommended."""
+    nothing = seen.new_zeros(len(seen), 1)
+    return scores.scatter(1, torch.cat([nothing, seen], 1), MASKED)
 
 
 def text_features(films: Films) -> Tensor:
@@ -163,7 +171,7 @@ def recommend(
     seen = [_number(known, title.strip()) for title in prompt.split(";") if title.strip()]
     require(bool(seen), 'name films, separated by semicolons: "Toy Story (1995); Heat (1995)"')
     history = torch.tensor([([0] * length + seen)[-length:]])
-    best = predictor(history)[0].topk(TOP).indices.tolist()
+    best = predictor(viewer(history))[0].topk(TOP).indices.tolist()
     lines = ["after " + "; ".join(known.titles[film] for film in seen)]
     lines += [f"{place:2}. {known.titles[film]}" for place, film in enumerate(best, start=1)]
     return Sample("\n".join(lines))

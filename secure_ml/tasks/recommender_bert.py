@@ -63,7 +63,7 @@ def recommender_bert(*, width: int = 64, layers: int = 1, tiny: bool = False) ->
         output=Ranking(),
         score=HitRate(),
         also=(NDCG(),),
-        surfaces=(Tokens(number + 1, embedding="texts"),),
+        surfaces=(Tokens(number + 1, embedding="texts", path=("history",)),),
         threat=Edits(1),
         recipe=Recipe(
             epochs=2 if tiny else 6,
@@ -81,7 +81,7 @@ def recommender_bert(*, width: int = 64, layers: int = 1, tiny: bool = False) ->
 
 
 class TwoTowers(nn.Module):
-    """A history ``(B, L)``, 0 for none, to scores of all films ``(B, V + 1)``."""
+    """A ``history`` and what was ``seen``, both ``(B, L)`` with 0 for none, to scores of all films ``(B, V + 1)``."""
 
     def __init__(self, films: Callable[[], Films], width: int, layers: int) -> None:
         super().__init__()
@@ -93,14 +93,16 @@ class TwoTowers(nn.Module):
         self.popularity = nn.Linear(1, number, bias=False)
         nn.init.zeros_(self.popularity.weight)
 
-    def forward(self, history: Tensor) -> Tensor:
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Scores; the user is what BERT makes of the last film, having looked at those before it.
 
         The film's layer is applied to the user, and its text to that: the same product, taken in the order in
         which every weight meets each example apart.
         """
+        history = inputs["history"]
         if not len(history):  # BERT cannot take an empty batch
-            return cast("Tensor", self(history.new_zeros(1, history.shape[1]))[:0])
+            none = history.new_zeros(1, history.shape[1])
+            return cast("Tensor", self({"history": none, "seen": none})[:0])
         recent = history[:, -RECENT:]
         place = torch.arange(RECENT - recent.shape[1], RECENT, device=history.device).expand_as(recent)
         user = self.bert(
@@ -110,7 +112,7 @@ class TwoTowers(nn.Module):
             token_type_ids=torch.zeros_like(recent),
         ).last_hidden_state[:, -1]
         scores = self.film(user) @ self.texts.weight.T + self.popularity(user.new_ones(len(user), 1))
-        return unseen(scores, history)
+        return unseen(scores, inputs["seen"])
 
 
 class Texts(nn.Module):

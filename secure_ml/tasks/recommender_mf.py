@@ -41,7 +41,7 @@ def recommender_mf(*, width: int = 32, tiny: bool = False) -> Task:
         output=Ranking(),
         score=HitRate(),
         also=(NDCG(),),
-        surfaces=(Tokens(number + 1),),
+        surfaces=(Tokens(number + 1, path=("history",)),),
         threat=Edits(1),
         recipe=Recipe(
             epochs=3 if tiny else 4,
@@ -59,7 +59,7 @@ def recommender_mf(*, width: int = 32, tiny: bool = False) -> Task:
 
 
 class Factors(nn.Module):
-    """A history ``(B, L)``, 0 for none, to scores of all films ``(B, V + 1)``."""
+    """A ``history`` and what was ``seen``, both ``(B, L)`` with 0 for none, to scores of all films ``(B, V + 1)``."""
 
     def __init__(self, films: int, width: int, length: int) -> None:
         super().__init__()
@@ -71,10 +71,11 @@ class Factors(nn.Module):
         self.output = nn.Linear(width, films + 1)
         nn.init.normal_(self.output.weight, std=0.1)
 
-    def forward(self, history: Tensor) -> Tensor:
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Scores; each factor has its own weights for how long ago a film was rated."""
+        history = inputs["history"]
         there = (history != 0)[..., None]
         place = torch.arange(history.shape[1], device=history.device).expand_as(history)
         weight = self.recency(place).masked_fill(~there, -1e4).softmax(1) * there
         user = (weight * self.embedding(history)).sum(1) * there.sum(1).sqrt()
-        return unseen(cast("Tensor", self.output(self.dropout(user))), history)
+        return unseen(cast("Tensor", self.output(self.dropout(user))), inputs["seen"])
