@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,9 +49,10 @@ def main() -> None:
     films, splits = movielens(), sm.task("recommender_mf").draw(0)
     chosen = groups(films, 70, generator(0, "data"))[-1]
     seen = bags([films.histories[user][:-2] for user in chosen], len(films))
-    counts = torch.bincount(splits.train.target, minlength=len(films) + 1)
+    train, others = (cast("Tensor", part.target) for part in (splits.train, splits.nonmembers))
+    counts = torch.bincount(train, minlength=len(films) + 1)
     cold = (counts <= COLD) & (torch.arange(len(films) + 1) > 0)
-    moments = splits.nonmembers.take(cold[splits.nonmembers.target])
+    moments = splits.nonmembers.take(cold[others])
     rows: list[dict[str, Any]] = []
     known = baselines(seen)
     for history, (name, (settings, seconds)) in product((LENGTH, LONGEST), known.items()):
@@ -153,7 +154,7 @@ def recent(histories: list[tuple[int, ...]], length: int) -> Tensor:
 
 def served(scorer: Scorer) -> Predict:
     """A baseline that is asked like a task's module."""
-    return lambda inputs: scorer(inputs["history"])  # type: ignore[call-overload, index]
+    return lambda inputs: scorer(cast("dict[str, Tensor]", inputs)["history"])
 
 
 def ndcg(scorer: Scorer, part: Batch) -> float:
