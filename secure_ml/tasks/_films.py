@@ -178,13 +178,16 @@ def recommend(
 
 
 def _number(films: Films, title: str) -> int:
-    """The film of that title, with or without its year and its article in front, or else the nearest."""
+    """The film of that title, with or without its brackets; else one that begins so, or is spelt nearly so."""
     full = {_plain(known): film for film, known in reversed(list(enumerate(films.titles))) if film}
-    bare = {known.rpartition(" (")[0]: film for known, film in full.items()}
+    bare = {known.partition(" (")[0]: film for known, film in full.items()}
     asked = _plain(title)
     for names in (full, bare):
         if asked in names:
             return names[asked]
+    begun = [film for known, film in full.items() if known.startswith((f"{asked} ", f"{asked}:"))]
+    if begun:
+        return min(begun)
     for names in (full, bare):
         near = get_close_matches(asked, names, n=1, cutoff=0.75)
         if near:
