@@ -47,7 +47,7 @@ def dialogue(*, cost: float = 0.1, voice: str = "", tiny: bool = False) -> Task:
         threat=SNR(30),
         augment=unchanged if tiny else _said_again,
         recipe=Recipe(
-            epochs=2 if tiny else 30,
+            epochs=2 if tiny else 20,
             batch_size=16 if tiny else 32,
             optimizer="AdamW",
             learning_rate=3e-3,
