@@ -16,7 +16,7 @@ from torch import Tensor
 
 from secure_ml.batch import Batch, Splits, Tree, join
 from secure_ml.data import find, hashed_tokens
-from secure_ml.errors import UsageError, require
+from secure_ml.errors import UsageError
 from secure_ml.scores import TOP
 from secure_ml.task import Predictor, Sample
 
@@ -166,10 +166,13 @@ def text_features(films: Films) -> Tensor:
 def recommend(
     films: Callable[[], Films], length: int, predictor: Predictor, prompt: str, rng: torch.Generator
 ) -> Sample:
-    """The ten films to watch after those that the prompt names, the latest last, separated by semicolons."""
+    """The ten films to watch after those that the prompt names, the latest last: "Toy Story (1995); Heat (1995)".
+
+    Without a prompt, after one at random.
+    """
     known = films()
-    seen = [_number(known, title.strip()) for title in prompt.split(";") if title.strip()]
-    require(bool(seen), 'name films, separated by semicolons: "Toy Story (1995); Heat (1995)"')
+    asked = [title.strip() for title in prompt.split(";") if title.strip()]
+    seen = [_number(known, title) for title in asked] or [int(torch.randint(1, len(known) + 1, (1,), generator=rng))]
     history = torch.tensor([([0] * length + seen)[-length:]])
     best = predictor(viewer(history))[0].topk(TOP).indices.tolist()
     lines = ["after " + "; ".join(known.titles[film] for film in seen)]

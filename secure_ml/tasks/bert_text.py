@@ -63,7 +63,7 @@ class Bert(nn.Module):
         from transformers import BertConfig, BertModel
 
         super().__init__()
-        config = BertConfig(
+        config = BertConfig(  # type: ignore[call-arg]
             vocab_size=vocabulary,
             hidden_size=width,
             num_hidden_layers=layers,
@@ -76,7 +76,7 @@ class Bert(nn.Module):
             attn_implementation="eager",
         )
         self.bert = BertModel(config, add_pooling_layer=False)
-        self.bert.set_input_embeddings(WordVectors(vocabulary, width))
+        self.bert.set_input_embeddings(WordVectors(vocabulary, width))  # type: ignore[no-untyped-call]
         self.dropout = nn.Dropout(0.5)
         self.output = nn.Linear(width, classes)
 
