@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,21 +28,26 @@ from secure_ml.threats import Linf
 from secure_ml.victim import Plain
 
 DISCOUNT = 0.95
+Maps = Literal["published", "random"]
 
 
-def policy_game(*, size: int = 4, tiny: bool = False) -> Task:
-    """Gymnasium's slippery FrozenLake-v1 on maps never seen before, deep Q-learning (https://arxiv.org/abs/1312.5602).
+def policy_game(*, maps: Maps = "published", size: int = 4, tiny: bool = False) -> Task:
+    """Gymnasium's slippery FrozenLake-v1 from its board, deep Q-learning (https://arxiv.org/abs/1312.5602).
 
-    The network is that of https://arxiv.org/abs/1602.02867, 641 parameters; a map belongs to one part of the data
-    alone, and the highest return that any policy can expect is known (`FrozenLake.optimum`).
+    The network is that of https://arxiv.org/abs/1602.02867, 641 parameters. The highest return that any policy can
+    expect is known (`FrozenLake.optimum`). A random map belongs to one part of the data alone.
 
     Args:
-        size: rows and columns of a map.
+        maps: the published map, or a random one in each episode, none of which was seen before.
+        size: rows and columns of a map; 4 or 8 where it is the published one.
         tiny: maps of 4x4, 4 channels, 200 transitions, 3 epochs, episodes of at most 20 steps.
     """
     require_extra("gymnasium", "models", "policy_game")
     require(size >= 3, f"policy_game needs maps of at least 3x3; given {size}")
-    game = FrozenLake(limit=20) if tiny else FrozenLake(size)
+    require(maps == "random" or size in (4, 8), f"the published maps have 4 or 8 rows; given {size}")
+    game = FrozenLake(limit=20, published=False) if tiny else FrozenLake(size, published=maps == "published")
+    settings = {"maps": (maps, "published"), "size": (size, 4)}
+    options = ", ".join(f"{name}={value!r}" for name, (value, default) in settings.items() if value != default)
     width, explored, added, kept = (4, 200, 50, 75) if tiny else (16, 6000, 500, 6000)
     return Task(
         name="policy_game",
@@ -54,14 +59,14 @@ def policy_game(*, size: int = 4, tiny: bool = False) -> Task:
         sample=partial(play, game),
         threat=Linf(0.3),
         recipe=Recipe(
-            epochs=3 if tiny else 50,
+            epochs=3 if tiny else 15,
             batch_size=64 if tiny else 128,
             optimizer="Adam",
             learning_rate=0.01,
             schedule="linear",
         ),
         unit="transition",
-        options="tiny=True" if tiny else f"{size=}" if size != 4 else "",
+        options="tiny=True" if tiny else options,
     )
 
 
