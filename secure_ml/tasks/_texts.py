@@ -126,12 +126,12 @@ def word_numbers(texts: list[str], vocabulary: int, length: int) -> Tensor:
 class WordVectors(nn.Module):
     """The vector of a word plus that of its beginning: numbers ``(B, L)`` to vectors ``(B, L, D)``."""
 
-    def __init__(self, vocabulary: int, width: int, std: float = 0.1) -> None:
+    def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
         self.wholes = nn.Embedding(vocabulary, width)
         self.stems = nn.Embedding(-(-vocabulary // SHARE), width)
         for table in (self.wholes, self.stems):
-            nn.init.normal_(table.weight, std=std)
+            nn.init.normal_(table.weight, std=0.02)  # so that words never seen in training say next to nothing
 
     def forward(self, numbers: Tensor) -> Tensor:
         """The vectors."""

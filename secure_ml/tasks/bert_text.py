@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ HEADS = 4
 
 
 def bert_text(
-    *, data: Data = "sst2", vocabulary: int = 16384, width: int = 32, layers: int = 2, tiny: bool = False
+    *, data: Data = "sst2", vocabulary: int = 32768, width: int = 16, layers: int = 2, tiny: bool = False
 ) -> Task:
     """Sentiment of film reviews (SST-2, 6,920 and 1,821 sentences), a small BERT of transformers, from scratch.
 
@@ -31,7 +31,7 @@ def bert_text(
         tiny: 200 sentences made from lists of words, 64 word numbers of length 8, 1 layer, 3 epochs.
     """
     require_extra("transformers", "models", "bert_text")
-    settings = {"data": (data, "sst2"), "vocabulary": (vocabulary, 16384), "width": (width, 32), "layers": (layers, 2)}
+    settings = {"data": (data, "sst2"), "vocabulary": (vocabulary, 32768), "width": (width, 16), "layers": (layers, 2)}
     require(width % HEADS == 0, f"bert_text needs a width that {HEADS} heads divide; given {width}")
     length = corpus(data, tiny).length
     vocabulary, width, layers = (64, 8, 1) if tiny else (vocabulary, width, layers)
@@ -63,7 +63,7 @@ class Bert(nn.Module):
         from transformers import BertConfig, BertModel
 
         super().__init__()
-        config = BertConfig(  # type: ignore[call-arg]
+        config = BertConfig(
             vocab_size=vocabulary,
             hidden_size=width,
             num_hidden_layers=layers,
@@ -73,10 +73,9 @@ class Bert(nn.Module):
             attention_probs_dropout_prob=0.0,  # drawn outside of a layer, where no check can switch it off
             max_position_embeddings=length,
             initializer_range=0.1,
-            attn_implementation="eager",
         )
-        self.bert = BertModel(config, add_pooling_layer=False)
-        self.bert.set_input_embeddings(WordVectors(vocabulary, width))  # type: ignore[no-untyped-call]
+        self.bert = cast("Any", BertModel(config, add_pooling_layer=False))
+        self.bert.set_input_embeddings(WordVectors(vocabulary, width))
         self.dropout = nn.Dropout(0.5)
         self.output = nn.Linear(width, classes)
 

@@ -11,7 +11,7 @@ from secure_ml.task import Recipe, Task
 from secure_ml.tasks._texts import Data, WordVectors, text_task
 
 
-def text_embedding(*, data: Data = "sst2", vocabulary: int = 16384, width: int = 32, tiny: bool = False) -> Task:
+def text_embedding(*, data: Data = "sst2", vocabulary: int = 32768, width: int = 16, tiny: bool = False) -> Task:
     """Sentiment of film reviews (SST-2, 6,920 and 1,821 sentences), a bag of word embeddings and one dense layer.
 
     Args:
@@ -20,7 +20,7 @@ def text_embedding(*, data: Data = "sst2", vocabulary: int = 16384, width: int =
         width: length of a word vector.
         tiny: 200 sentences made from lists of words, 64 word numbers of length 4, 3 epochs.
     """
-    settings = {"data": (data, "sst2"), "vocabulary": (vocabulary, 16384), "width": (width, 32)}
+    settings = {"data": (data, "sst2"), "vocabulary": (vocabulary, 32768), "width": (width, 16)}
     vocabulary, width = (64, 4) if tiny else (vocabulary, width)
     recipe = Recipe(
         epochs=3 if tiny else 12,

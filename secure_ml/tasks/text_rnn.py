@@ -13,7 +13,7 @@ from secure_ml.tasks._texts import Data, WordVectors, text_task
 
 
 def text_rnn(
-    *, data: Data = "sst2", vocabulary: int = 16384, width: int = 32, hidden: int = 32, tiny: bool = False
+    *, data: Data = "sst2", vocabulary: int = 32768, width: int = 16, hidden: int = 32, tiny: bool = False
 ) -> Task:
     """Sentiment of film reviews (SST-2, 6,920 and 1,821 sentences), a gated recurrent network in both directions.
 
@@ -26,7 +26,7 @@ def text_rnn(
         hidden: length of the state of each direction.
         tiny: 200 sentences made from lists of words, 64 word numbers, vectors and states of length 4, 3 epochs.
     """
-    settings = {"data": (data, "sst2"), "vocabulary": (vocabulary, 16384), "width": (width, 32), "hidden": (hidden, 32)}
+    settings = {"data": (data, "sst2"), "vocabulary": (vocabulary, 32768), "width": (width, 16), "hidden": (hidden, 32)}
     vocabulary, width, hidden = (64, 4, 4) if tiny else (vocabulary, width, hidden)
     recipe = Recipe(
         epochs=3 if tiny else 8,
