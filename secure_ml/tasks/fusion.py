@@ -18,45 +18,34 @@ from secure_ml.tasks.mnist_cnn import enlarged_digits
 from secure_ml.threats import Change, Edits, Joint, Linf
 
 Half = Literal["both", "image", "text"]
-WANTED = (
-    ("a t-shirt", "a tee", "a short sleeved top"),
-    ("trousers", "a pair of pants", "jeans"),
-    ("a pullover", "a jumper", "a woollen sweater"),
-    ("a dress", "a gown", "an evening frock"),
-    ("a coat", "a winter jacket", "a parka"),
-    ("sandals", "flip flops", "open summer shoes"),
-    ("a shirt", "a blouse", "a button up"),
-    ("sneakers", "trainers", "running shoes"),
-    ("a bag", "a handbag", "a purse"),
-    ("ankle boots", "boots", "high leather shoes"),
+DEPARTMENTS = (0, 1, 0, 1, 0, 2, 0, 2, 3, 2)
+"""Tops, dresses and trousers, shoes, or bags: where each of the ten classes of Fashion-MNIST is sold."""
+WISHES = (
+    ("i would like to buy {}", "how much is {}", "can i order {} today"),
+    ("i want my money back for {}", "please take {} back", "i ask for a refund of {}"),
+    ("do you have {} in a larger size", "please swap {} for another", "can i exchange {}"),
 )
-"""What a customer may call each of the ten classes of Fashion-MNIST, in their order."""
-REQUESTS = (
-    "i am looking for {}",
-    "please show me {}",
-    "do you have {} in my size",
-    "my sister needs {} for her wedding",
-    "where can i find {}",
-    "{} is what i want",
-    "i would like to buy {}",
-    "got {} for the holidays",
-)
-NAMING = sorted({word for names in WANTED for name in names for word in name.split()})
-"""Words that say what is wanted: an adversary who changed them would change the right answer."""
-WORDS = [*NAMING, *sorted({word for text in REQUESTS for word in text.replace("{}", "").split()} - set(NAMING))]
+"""What may be asked for, each in several ways: to buy, to be paid back, to exchange."""
+GREETINGS = ("hello", "good morning", "dear team", "excuse me", "hi there")
+THINGS = ("this", "this one", "it", "the thing shown here", "what you see")
+NAMING = sorted({word for ways in WISHES for way in ways for word in way.replace("{}", "").split()})
+"""Words that say what is asked for: an adversary who changed them would change the right answer."""
+WORDS = [*NAMING, *sorted({word for text in (*GREETINGS, *THINGS) for word in text.split()} - set(NAMING))]
 VOCABULARY = len(WORDS) + 1
-LENGTH = 10
+LENGTH = 14
+DESKS = len(set(DEPARTMENTS)) * len(WISHES)
 
 
 def fusion(*, half: Half = "both", tiny: bool = False) -> Task:
-    """Does the picture show what the sentence asks for? Fashion-MNIST and made-up requests, ResNet-18 and BERT.
+    """Which desk of a shop does a customer need? Fashion-MNIST and made-up sentences, ResNet-18 and BERT.
 
-    Half of the pairs match, whatever the picture and whatever the sentence: either alone says nothing. An adversary
-    may not touch the words that name the thing, which would change the right answer.
+    The picture tells one of 4 departments, the sentence one of 3 wishes, and there are 12 desks: the picture alone is
+    right at most once in 3 times, the sentence alone in 40 % (most pictures show tops). An adversary may not touch
+    the words of the wish, which would change the right answer.
 
     Args:
         half: what the model reads: both, or the image or the text alone (for comparison).
-        tiny: 160 of scikit-learn's digits, each standing for a class of clothes, 1 epoch.
+        tiny: 160 of scikit-learn's digits, each standing for a class of Fashion-MNIST, 1 epoch.
     """
     require_extra("transformers", "models", "fusion")
     width, size = (2, 8) if tiny else (16, 64)
@@ -74,10 +63,10 @@ def fusion(*, half: Half = "both", tiny: bool = False) -> Task:
         surfaces=tuple(surface for surface, _ in changed),
         threat=Joint(tuple(threat for _, threat in changed)) if half == "both" else changed[0][1],
         recipe=Recipe(
-            epochs=1 if tiny else 8,
+            epochs=1 if tiny else 5,
             batch_size=16 if tiny else 64,
             optimizer="AdamW",
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             weight_decay=0.01,
             schedule="cosine",
         ),
@@ -92,7 +81,7 @@ def halves(half: Half) -> tuple[str, ...]:
 
 
 class Fusion(nn.Module):
-    """Inputs ``image`` ``(B, 1, 28, 28)`` and ``text`` ``(B, L)``, 0 for no word, to logits ``(B, 2)``."""
+    """Inputs ``image`` ``(B, 1, 28, 28)`` and ``text`` ``(B, L)``, 0 for no word, to logits ``(B, 12)``."""
 
     def __init__(self, half: Half, width: int, size: int) -> None:
         super().__init__()
@@ -104,11 +93,11 @@ class Fusion(nn.Module):
         lengths = {"image": 8 * width, "text": size}
         self.encoders = nn.ModuleDict({part: makers[part]() for part in self.read})
         self.head = nn.Sequential(
-            nn.Linear(sum(lengths[part] for part in self.read), 2 * size), nn.ReLU(), nn.Linear(2 * size, 2)
+            nn.Linear(sum(lengths[part] for part in self.read), 2 * size), nn.ReLU(), nn.Linear(2 * size, DESKS)
         )
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits, the second for a match."""
+        """Logits of the desks."""
         features = [self.encoders[part](inputs[part]) for part in self.read]
         return cast("Tensor", self.head(torch.cat(features, 1)))
 
@@ -166,21 +155,22 @@ def _digits(rng: torch.Generator) -> Splits:
 
 
 def _pairs(pictures: Batch, rng: torch.Generator) -> Batch:
-    """Images of classes ``(n,)``, each with a request for it (target 1) or for one of the nine others (0)."""
+    """Images of classes ``(n,)``, each with a sentence of a random wish; the target is the desk."""
     assert isinstance(pictures.target, Tensor)
-    n = len(pictures)
-    match = torch.randint(2, (n,), generator=rng)
-    other = torch.randint(1, 10, (n,), generator=rng)
-    wanted = (pictures.target + other * (1 - match)) % 10
-    requests = _requests()
-    which = torch.randint(requests.shape[1], (n,), generator=rng)
-    return Batch({"image": pictures.inputs, "text": requests[wanted, which]}, match)
+    n, sentences = len(pictures), _sentences()
+    wish = torch.randint(len(WISHES), (n,), generator=rng)
+    which = torch.randint(sentences.shape[1], (n,), generator=rng)
+    desk = torch.tensor(DEPARTMENTS)[pictures.target] * len(WISHES) + wish
+    return Batch({"image": pictures.inputs, "text": sentences[wish, which]}, desk)
 
 
 @cache
-def _requests() -> Tensor:
-    """Every request for each class: tokens ``(10, 24, L)``."""
-    texts = [[request.format(name) for name in names for request in REQUESTS] for names in WANTED]
+def _sentences() -> Tensor:
+    """Every sentence of each wish: tokens ``(3, 75, L)``."""
+    texts = [
+        [f"{greeting} {way.format(thing)}" for way in ways for greeting in GREETINGS for thing in THINGS]
+        for ways in WISHES
+    ]
     return torch.tensor([[_numbered(text) for text in same] for same in texts])
 
 
