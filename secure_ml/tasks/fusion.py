@@ -45,10 +45,10 @@ def fusion(*, half: Half = "both", tiny: bool = False) -> Task:
 
     Args:
         half: what the model reads: both, or the image or the text alone (for comparison).
-        tiny: 160 of scikit-learn's digits, each standing for a class of Fashion-MNIST, 3 epochs.
+        tiny: 160 of scikit-learn's digits, each standing for a class of Fashion-MNIST, 1 epoch.
     """
     require_extra("transformers", "models", "fusion")
-    width, size = (4, 16) if tiny else (16, 64)
+    width, size = (2, 8) if tiny else (16, 64)
     naming = tuple(range(len(NAMING) + 1))
     changes: dict[str, tuple[Surface, Change]] = {
         "image": (Box(path=("image",)), Linf(0.05)),
@@ -63,7 +63,7 @@ def fusion(*, half: Half = "both", tiny: bool = False) -> Task:
         surfaces=tuple(surface for surface, _ in changed),
         threat=Joint(tuple(threat for _, threat in changed)) if half == "both" else changed[0][1],
         recipe=Recipe(
-            epochs=3 if tiny else 5,
+            epochs=1 if tiny else 5,
             batch_size=8 if tiny else 64,
             optimizer="AdamW",
             learning_rate=1e-2 if tiny else 2e-3,
