@@ -40,20 +40,22 @@ def test_the_optimum_of_the_published_map() -> None:
 
 def test_no_policy_beats_the_optimum() -> None:
     """One action a cell that is optimal in the long run, played on a map of its own."""
-    game = FrozenLake(3, limit=30)
+    game = FrozenLake(3, limit=30, published=False)
     returns = roll_out(game.start(200, 5), at_random(game, torch.Generator().manual_seed(0)))["reward"].sum(1)
     assert 0 < returns.mean().item() < game.optimum(200, 5) < 1
 
 
 def test_parts_share_no_map() -> None:
-    game = FrozenLake(3)
+    game = FrozenLake(3, published=False)
     seen = [{tuple(rows) for rows in islice(game.maps(10 * n + digit), 40)} for digit in (0, 1, 2) for n in (5, 6)]
     assert seen[0] & seen[1], "of the few maps of 3x3, a part meets some again"
     assert not (seen[0] | seen[1]) & (seen[2] | seen[3])
     assert not (seen[2] | seen[3]) & (seen[4] | seen[5])
 
 
-@pytest.mark.parametrize("game", [CartPole(limit=20), FrozenLake(4, limit=20)], ids=repr)
+@pytest.mark.parametrize(
+    "game", [CartPole(limit=20), FrozenLake(4, limit=20), FrozenLake(4, limit=20, published=False)], ids=repr
+)
 def test_equal_seeds_give_equal_episodes(game: CartPole | FrozenLake) -> None:
     def played(seed: int) -> dict[str, Tensor]:
         return roll_out(game.practice(5, seed), at_random(game, torch.Generator().manual_seed(0)))
