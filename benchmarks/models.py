@@ -28,7 +28,26 @@ from secure_ml.task import Task
 
 EXAMPLES = 200
 """Test examples that are attacked."""
-SETTINGS: dict[str, dict[str, str]] = {}
+SETTINGS: dict[str, dict[str, str]] = {
+    "bert_text": {"private": "dp_sgd(epsilon=8, epochs=5)"},
+    "char_rnn": {"private": "dp_sgd(epsilon=8, epochs=3)"},
+    "cifar10_cnn": {"private": "dp_sgd(epsilon=8, epochs=6)"},
+    "cifar10_resnet18": {
+        "task": "cifar10_resnet18(width=16, epochs=5, examples=10000)",
+        "private": "dp_sgd(epsilon=8, epochs=3)",
+    },
+    "dialogue": {"private": "dp_sgd(epsilon=8, epochs=6)"},
+    "fashion_mnist_cnn": {"private": "dp_sgd(epsilon=8, epochs=4)"},
+    "fusion": {"private": "dp_sgd(epsilon=8, epochs=4)"},
+    "gpt2": {"private": "dp_sgd(epsilon=8, epochs=3)"},
+    "recommender_bert": {"private": "dp_sgd(epsilon=8, epochs=1, batch_size=256)"},
+    "recommender_mf": {"private": "dp_sgd(epsilon=8, epochs=1, batch_size=256)"},
+    "speech_digits": {"private": "dp_sgd(epsilon=8, epochs=6)"},
+    "text_embedding": {"private": "dp_sgd(epsilon=8, epochs=5)"},
+    "text_rnn": {"private": "dp_sgd(epsilon=8, epochs=5)"},
+    "text_transformer": {"private": "dp_sgd(epsilon=8, epochs=5)"},
+    "wavenet": {"private": "dp_sgd(epsilon=8, epochs=1)"},
+}
 """What differs from a task's own defaults, so that all of it ends within hours on two cores."""
 EXTRACTION = "knockoff(epochs=50)"
 PRIVATE = "dp_sgd(epsilon=8)"
