@@ -3,7 +3,8 @@
     python -m benchmarks.models [TASK...]
 
 trains and attacks one victim each (all tasks unless some are named), resumes what was begun in ``runs/models``, and
-keeps the rows in ``benchmarks/results/models.json``, where those of other tasks stay as they were.
+keeps the rows in ``benchmarks/results/models.json``, where those of other tasks stay as they were, unless they are of
+another machine or of other versions.
 """
 
 from __future__ import annotations
@@ -80,11 +81,13 @@ def make_cells(name: str) -> list[Cell]:
 def keep(name: str, rows: list[dict[str, object]]) -> None:
     """Put a task's rows in the place of those it had."""
     path = RESULTS / f"{NAME}.json"
-    record = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    kept = [row for row in record["rows"] if row["task"].partition("(")[0] != name]
+    versions = {package: package_version(package) for package in PACKAGES} | {"python": platform.python_version()}
+    record = json.loads(path.read_text()) if path.exists() else {}
+    alike = record.get("versions") == versions and record.get("hardware") == hardware()
+    kept = [row for row in record["rows"] if row["task"].partition("(")[0] != name] if alike else []
     record = {
         "command": "python -m benchmarks.models",
-        "versions": {package: package_version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions,
         "hardware": hardware(),
         "rows": sorted([*kept, *rows], key=lambda row: str(row["task"])),
     }

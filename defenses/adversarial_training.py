@@ -77,7 +77,10 @@ class AdversarialTraining(Defense):
         self._attack(task).check(task, task.threat)
 
     def prepare(self, plan: Plan) -> Plan:
-        """The plan with every batch attacked after its augmentation, within a radius that grows to its full size."""
+        """The plan with every batch attacked after its augmentation, within a radius that grows to its full size.
+
+        Early stopping is switched off: it looks at clean examples, and would return to a time before the radius grew.
+        """
         task, threat = plan.task, self._threat(plan.task)
         attack = self._attack(task)
         grow = Growth(self.warmup)
@@ -87,7 +90,7 @@ class AdversarialTraining(Defense):
             return attack_batch(attack, WhiteBox(task, module), batch, threat.scaled(grow.share), plan.rng)
 
         state = {**plan.state, f"growth {len(plan.state)}": grow}
-        return replace(plan, transform=craft, observers=(*plan.observers, grow), state=state)
+        return replace(plan, transform=craft, observers=(*plan.observers, grow), state=state, patience=None)
 
     @classmethod
     def neutral(cls) -> AdversarialTraining:

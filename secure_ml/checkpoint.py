@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from secure_ml.errors import UsageError
 from secure_ml.victim import atomic_folder
 
 FILES = frozenset({"state.json", "tensors.safetensors"})
@@ -55,21 +56,27 @@ class Randomness:
 class Checkpoint:
     """A folder for the state of one training, written after an epoch if the last time is ``every`` seconds ago.
 
-    ``about`` says which training it is; the state of another is not read but overwritten.
+    ``about`` says which training it is; the state of another is not read but overwritten. Raises `UsageError` for a
+    state that says it is this training's and does not fit it.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, str], every: float = 20.0) -> None:
         self.folder, self.about, self.every = folder, dict(about), every
-        self._last = time.monotonic()
+        self.seconds = 0.0
+        """Spent on the training before this call."""
+        self._start = self._last = time.monotonic()
 
     def save(self, parts: Mapping[str, Stateful], epoch: int) -> None:
         """Write the state after an epoch, all or nothing."""
         if time.monotonic() - self._last < self.every:
             return
         tensors: dict[str, Tensor] = {}
+        spent = time.monotonic() - self._start
         state = {name: _encode(part.state_dict(), tensors) for name, part in parts.items()}
         with atomic_folder(self.folder) as draft:
-            (draft / "state.json").write_text(json.dumps({"about": self.about, "epoch": epoch, "state": state}))
+            (draft / "state.json").write_text(
+                json.dumps({"about": self.about, "epoch": epoch, "seconds": self.seconds + spent, "state": state})
+            )
             save_file(tensors, draft / "tensors.safetensors")
         self._last = time.monotonic()
 
@@ -83,7 +90,13 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, SafetensorError):
             return 0
         for name, part in parts.items():
-            part.load_state_dict(_decode(kept["state"][name], tensors))
+            try:
+                part.load_state_dict(_decode(kept["state"][name], tensors))
+            except (RuntimeError, ValueError, KeyError, TypeError):
+                raise UsageError(
+                    f"{self.folder} holds an unfinished training that does not fit this one: delete that folder"
+                ) from None
+        self.seconds = float(kept["seconds"])
         return int(kept["epoch"]) + 1
 
     def remove(self) -> None:

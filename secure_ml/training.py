@@ -151,7 +151,8 @@ def fit(
     start = time.perf_counter()
     with seeded(seed, "train"), warnings.catch_warnings(), _repeatable():
         plan = make_plan(task, stack, seed, resolve_device(device), tuple(observers))
-        train(plan, Checkpoint(checkpoint, _about(plan, stack)) if checkpoint else None)
+        kept = Checkpoint(checkpoint, _about(plan, stack)) if checkpoint else None
+        train(plan, kept)
     victim = Victim(
         task=task,
         module=plan.module,
@@ -162,7 +163,7 @@ def fit(
     )
     victim = reduce(lambda done, finish: finish(done), reversed(plan.finish), victim)
     victim.module.eval()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start + (kept.seconds if kept else 0.0)
     return serve(replace(victim, served=Plain(victim.module, task.chunk), seconds=seconds))
 
 
@@ -227,6 +228,7 @@ def _about(plan: Plan, stack: tuple[Defense, ...]) -> dict[str, str]:
     return {
         "task": repr(plan.task),
         "recipe": repr(plan.task.recipe),
+        "module": repr(plan.module),
         "defenses": stack_name(stack),
         "seed": str(plan.seed),
         "data": plan.splits.fingerprint(),

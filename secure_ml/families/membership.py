@@ -12,7 +12,7 @@ from torch import Tensor
 from secure_ml.access import BlackBox
 from secure_ml.attack import Attack, Result, stopwatch
 from secure_ml.batch import Batch, join
-from secure_ml.errors import require
+from secure_ml.errors import NotApplicable, require
 from secure_ml.outputs import Reveal
 from secure_ml.randomness import generator
 from secure_ml.rows import Row, make_row, pool_rows
@@ -37,6 +37,16 @@ class Membership(Attack):
     @abstractmethod
     def score(self, access: BlackBox, batch: Batch, aux: Batch, rng: torch.Generator) -> Tensor:
         """How much each example looks like a member, ``(B,)``; higher is more."""
+
+    @final
+    def check(self, task: Task, threat: Threat | None) -> None:
+        """Raise `NotApplicable` where no set of examples was trained on throughout."""
+        super().check(task, threat)
+        if task.renew is not None:
+            raise NotApplicable(
+                f"the examples of {task.name} are drawn anew by what the model does, epoch by epoch: there is no fixed "
+                "set of members to infer"
+            )
 
     @final
     def evaluate(self, victim: Victim, *, threat: Threat | None, seed: int, examples: int) -> Result:

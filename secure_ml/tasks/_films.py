@@ -101,7 +101,7 @@ def windows(history: tuple[int, ...], length: int) -> Batch:
 def viewer(history: Tensor) -> dict[str, Tree]:
     """A history ``(B, L)`` to be read, and once more as the list of what not to recommend again.
 
-    An adversary who adds ratings to a profile changes only the first: otherwise, to add the very film that comes
+    An adversary who rewrites ratings of a profile changes only the first: otherwise, to write the very film that comes
     next would be an attack that always succeeds, and says nothing about the model.
     """
     return {"history": history, "seen": history}

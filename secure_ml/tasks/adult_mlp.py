@@ -48,6 +48,7 @@ def adult_mlp(*, hidden: int = 128, tiny: bool = False) -> Task:
             schedule="cosine",
         ),
         unit="person",
+        assumes=("the bounds of each number and the categories are public",),
         options="tiny=True" if tiny else f"hidden={hidden}" if hidden != 128 else "",
     )
 

@@ -65,6 +65,7 @@ def char_rnn(*, text: Literal["shakespeare", "names"] = "shakespeare", width: in
         sample=sampled(length),
         chunk=64,
         unit="window",
+        assumes=("the 65 characters that occur are public",),
         options="tiny=True" if tiny else options,
     )
 

@@ -55,6 +55,7 @@ def gpt2(*, layers: int = 4, width: int = 96, tiny: bool = False) -> Task:
         sample=sampled(length),
         chunk=64,
         unit="window",
+        assumes=("the 65 characters that occur are public",),
         options="tiny=True" if tiny else options,
     )
 

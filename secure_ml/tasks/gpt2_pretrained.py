@@ -55,6 +55,7 @@ def gpt2_pretrained(*, model: str = "gpt2", tiny: bool = False) -> Task:
         sample=_sample_bytes if tiny else partial(_sample, model),
         chunk=8,
         unit="window",
+        assumes=() if tiny else (f"what {model} was trained on, which may hold this very text, is public",),
         options="tiny=True" if tiny else f"model={model!r}" if model != "gpt2" else "",
     )
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from secure_ml.batch import Batch, Splits
 from secure_ml.data import scale, split
+from secure_ml.scores import AUC
 from secure_ml.task import Recipe, Task
 from secure_ml.threats import Linf
 
@@ -21,6 +22,7 @@ def logistic_regression(*, tiny: bool = False) -> Task:
         name="logistic_regression",
         build=lambda: nn.Sequential(nn.Linear(30, 1), nn.Flatten(0)),
         data=_tiny if tiny else _patients,
+        also=(AUC(),),
         threat=Linf(0.02),
         recipe=Recipe(epochs=3 if tiny else 100, batch_size=32, learning_rate=1.0, momentum=0.0, schedule="cosine"),
         unit="patient",

@@ -103,10 +103,10 @@ class TwoTowers(nn.Module):
         if not len(history):  # BERT cannot take an empty batch
             none = history.new_zeros(1, history.shape[1])
             return cast("Tensor", self({"history": none, "seen": none})[:0])
-        recent = history[:, -RECENT:]
+        recent, texts = history[:, -RECENT:], self.texts(history)  # all are looked up: a surface changes any of them
         place = torch.arange(RECENT - recent.shape[1], RECENT, device=history.device).expand_as(recent)
         user = self.bert(
-            inputs_embeds=self.read(self.texts(recent)),
+            inputs_embeds=self.read(texts[:, -RECENT:]),
             attention_mask=(recent != 0).long(),
             position_ids=place,
             token_type_ids=torch.zeros_like(recent),

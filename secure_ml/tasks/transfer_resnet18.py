@@ -133,7 +133,7 @@ def _fresh(width: int, tiny: bool, classes: int) -> nn.Module:
 
 
 def source(width: int, tiny: bool) -> Task:
-    """What the body is trained on: CIFAR-10 in full."""
+    """What the body is trained on: 40,000 images of CIFAR-10."""
     return Task(
         name="transfer_resnet18_body",
         build=partial(_fresh, width, tiny, 10),

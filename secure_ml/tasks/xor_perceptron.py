@@ -7,6 +7,7 @@ from torch import nn
 
 from secure_ml.batch import Batch, Splits
 from secure_ml.errors import require
+from secure_ml.scores import AUC
 from secure_ml.task import Recipe, Task
 from secure_ml.threats import Linf
 
@@ -34,6 +35,7 @@ def xor_perceptron(*, hidden: int = 4, noise: float = 0.2, tiny: bool = False) -
         name="xor_perceptron",
         build=build,
         data=data,
+        also=(AUC(),),
         threat=Linf(0.1),
         recipe=Recipe(epochs=3 if tiny else 100, batch_size=20, learning_rate=2.0, momentum=0.0),
         options=", ".join(f"{name}={value!r}" for name, (value, default) in settings.items() if value != default),
