@@ -20,6 +20,8 @@ from secure_ml.tasks._speech import DIGITS, Recogniser, chirps, distort, spoken,
 from secure_ml.threats import SNR
 
 TURNS = 2
+OPEN = 0.05
+"""Reward for each nat of indecision about asking, without which the policy settles before the words are known."""
 
 
 def dialogue(*, cost: float = 0.1, voice: str = "", tiny: bool = False) -> Task:
@@ -108,7 +110,8 @@ def outcome_loss(cost: float, predictor: Predictor, batch: Batch) -> Tensor:
     words = predictor({"heard": batch.inputs})
     ways = predictor({"words": words}).softmax(-1).unflatten(1, (TURNS, -1))
     right = ways.gather(2, target["answer"][:, None, None].expand(-1, TURNS, 1))[:, :, 0]
-    missed = 1 - right.sum(1) + cost * ways[:, 1].sum(1)
+    asks = ways.sum(2).clamp(min=1e-6)
+    missed = 1 - right.sum(1) + cost * ways[:, 1].sum(1) - OPEN * torch.special.entr(asks).sum(1)
     heard = F.cross_entropy(words.flatten(0, 1), target["words"].flatten(), reduction="none")
     return cast("Tensor", missed + heard.unflatten(0, target["words"].shape).mean(1))
 
