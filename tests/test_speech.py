@@ -118,10 +118,11 @@ def test_windows_cover_their_clips() -> None:
 
 def test_ways_of_a_dialogue_are_probabilities() -> None:
     module, batch = tiny_task("dialogue").build().eval(), tiny_task("dialogue").draw(0).test
-    ways = module(batch.inputs)
+    ways = module({"words": module({"heard": batch.inputs})})
     assert ways.shape == (32, 8)
     assert torch.allclose(ways.exp().sum(1), torch.ones(32), atol=1e-5)
-    assert torch.allclose(ways, module({"words": module({"heard": batch.inputs})}))
+    halves, scores = (part.unflatten(1, (2, 4)) for part in (ways, module(batch.inputs)))
+    assert torch.allclose(halves - halves.amax(2, keepdim=True), scores - scores.amax(2, keepdim=True), atol=1e-5)
 
 
 def test_the_reward_of_a_dialogue() -> None:
@@ -143,7 +144,7 @@ def test_a_second_turn_adds_to_the_first() -> None:
     unsure = torch.zeros(1, 4, 4).log_softmax(-1)
     told = unsure.clone()
     told[:, 2:] = torch.tensor([5.0, 0, 0, 0]).log_softmax(-1)
-    at_once, later = module.decide(unsure).unflatten(1, (2, 4)).unbind(1), module.decide(told).unflatten(1, (2, 4))
+    at_once, later = module({"words": unsure}).unflatten(1, (2, 4)).unbind(1), module({"words": told}).unflatten(1, (2, 4))
     assert torch.allclose(at_once[0], later[:, 0])
     assert not torch.allclose(at_once[1], later[:, 1])
 
@@ -163,3 +164,14 @@ def test_the_speaker_left_out_is_in_no_other_part() -> None:
     assert [len(part) for part in parts.parts().values()] == [1800, 200, 500, 300, 200]
     official = sm.task("speech_digits").draw(0)
     assert [len(part) for part in official.parts().values()] == [2000, 200, 300, 300, 200]
+
+
+def test_whether_to_ask_again_is_decided_before_the_second_turn() -> None:
+    """Another second turn changes the answer, perhaps, but not whether it was asked for."""
+    torch.manual_seed(0)
+    module = sm.task("dialogue", tiny=True).build().eval()
+    call = torch.randn(40, 4, 128).clamp(-1, 1)
+    other = torch.cat([call[:, :2], torch.randn(40, 2, 128).clamp(-1, 1)], 1)
+    with torch.no_grad():
+        first, second = (module(wave).argmax(1) >= 4 for wave in (call, other))
+    assert torch.equal(first, second)

@@ -162,9 +162,9 @@ def read(data: Data, file: str, vocabulary: int) -> Batch:
 
 
 def _sst2(vocabulary: int, rng: torch.Generator) -> Splits:
-    """5,120 official training sentences to train, 1,000 for the adversary, 800 non-members; the official others."""
+    """6,020 official training sentences to train, 500 for the adversary, 400 non-members; the official others."""
     train, validation, test = (read("sst2", f"sst2_{part}", vocabulary) for part in ("train", "dev", "test"))
-    parts = split(train, rng, validation=0, test=800, aux=1000)
+    parts = split(train, rng, validation=0, test=400, aux=500)
     return Splits(parts.train, validation, test, parts.aux, others=parts.test)
 
 
@@ -174,14 +174,14 @@ def _mr(vocabulary: int, rng: torch.Generator) -> Splits:
 
 
 def _trec(vocabulary: int, rng: torch.Generator) -> Splits:
-    """4,252 to train, 300 to validate, 500 for the adversary, 400 non-members, the official 500 to test."""
+    """4,702 to train, 250 to validate, 250 for the adversary, 250 non-members, the official 500 to test."""
     train, test = (read("trec", f"trec_{part}", vocabulary) for part in ("train", "test"))
-    return hold_out(train, test, rng, validation=300, aux=500, others=400)
+    return hold_out(train, test, rng, validation=250, aux=250, others=250)
 
 
 def _ag_news(vocabulary: int, rng: torch.Generator) -> Splits:
-    """5,080 of the 7,600 articles at hand to train, 400 to validate, 1,520 to test, 600 for the adversary."""
-    return split(read("ag_news", "ag_news_test", vocabulary), rng, validation=400, test=1520, aux=600)
+    """5,480 of the 7,600 articles at hand to train, 300 to validate, 1,520 to test, 300 for the adversary."""
+    return split(read("ag_news", "ag_news_test", vocabulary), rng, validation=300, test=1520, aux=300)
 
 
 DRAWS: dict[Data, Callable[[int, torch.Generator], Splits]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -27,7 +28,7 @@ OPEN = 0.05
 def dialogue(*, cost: float = 0.1, voice: str = "", tiny: bool = False) -> Task:
     """Two spoken digits (FSDD, noise at -5 to 20 dB): answer their sum modulo 10, or ask for them again before.
 
-    The policy learns the sum, and when to ask, from the outcomes of dialogues alone; the words are learned from labels.
+    The policy learns the sum, and when to ask, from the rewards of answers; the words are learned from labels.
 
     Args:
         cost: what asking again takes off the reward of 1 for the right answer.
@@ -59,16 +60,18 @@ def dialogue(*, cost: float = 0.1, voice: str = "", tiny: bool = False) -> Task:
         sample=None if tiny else partial(_exchange, voice),
         chunk=100,
         unit="dialogue",
+        assumes=("a recording may lie in several dialogues, each protected on its own",),
         options="tiny=True" if tiny else options,
     )
 
 
 class Speaker(nn.Module):
-    """A recogniser and a policy: calls ``(B, 4, T)``, two words and the same two again, to logits ``(B, 2 words)``.
+    """A recogniser and a policy: calls ``(B, 4, T)``, two words and the same two again, to scores ``(B, 2 words)``.
 
-    The first half of the logits stands for an answer at once, the second for asking again and answering then: they
-    are the log-probabilities of the ways in which the dialogue may go. Asked for less (a dictionary with ``heard``
-    or ``words``), it goes half of the way: calls to the words' log-probabilities ``(B, 4, words)``, and from there on.
+    The first half of the scores stands for an answer at once, the second for asking again and answering then. The
+    highest is the way that the dialogue goes: whether to ask depends on the first turn alone, since the best answer of
+    each half has no more than what asking, or not, is worth. Asked for less, it goes half of the way: a dictionary
+    with ``heard`` to the words' log-probabilities ``(B, 4, words)``, one with ``words`` to those of all ways.
     """
 
     def __init__(self, words: int, width: int, bands: int = 32, window: int = 256) -> None:
@@ -80,22 +83,22 @@ class Speaker(nn.Module):
     def forward(self, inputs: Tree) -> Tensor:
         """Logits, or the half of the way that is asked for."""
         if isinstance(inputs, dict) and "words" in inputs:
-            return self.decide(cast("Tensor", inputs["words"]))
+            return self.decide(cast("Tensor", inputs["words"]), lambda scores: scores.logsumexp(1, keepdim=True))
         if isinstance(inputs, dict):
             return self.listen(cast("Tensor", inputs["heard"]))
-        return self.decide(self.listen(cast("Tensor", inputs)))
+        return self.decide(self.listen(cast("Tensor", inputs)), lambda scores: scores.amax(1, keepdim=True))
 
     def listen(self, call: Tensor) -> Tensor:
         """The words' log-probabilities."""
         return torch.stack([self.recogniser(wave) for wave in call.unbind(1)], 1).log_softmax(-1)
 
-    def decide(self, words: Tensor) -> Tensor:
-        """The log-probabilities of the ways that the dialogue may go; a second turn adds to what the first one told."""
+    def decide(self, words: Tensor, level: Callable[[Tensor], Tensor]) -> Tensor:
+        """Scores of the ways that the dialogue may go; a second turn adds to what the first one told."""
         first, again = words[:, :2], words[:, 2:]
         asks = self.ask(torch.cat([first.amax(2), (first.exp() * first).sum(2)], 1))
         both = (first + again).log_softmax(-1)
-        at_once, then = (self.answer(10 * pairs(turn)).log_softmax(-1) for turn in (first, both))
-        return torch.cat([at_once + F.logsigmoid(-asks), then + F.logsigmoid(asks)], 1)
+        at_once, then = (self.answer(10 * pairs(turn)) for turn in (first, both))
+        return torch.cat([at_once - level(at_once) + F.logsigmoid(-asks), then - level(then) + F.logsigmoid(asks)], 1)
 
 
 def pairs(words: Tensor) -> Tensor:

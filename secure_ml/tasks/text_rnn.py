@@ -41,21 +41,21 @@ def text_rnn(
 
 
 class Recurrent(nn.Module):
-    """The mean of the states of two directions: tokens ``(B, L)``, 0 for none, to logits ``(B, K)``."""
+    """The mean of words and of the states of two directions: tokens ``(B, L)``, 0 for none, to logits ``(B, K)``."""
 
     def __init__(self, vocabulary: int, width: int, hidden: int, classes: int) -> None:
         super().__init__()
         self.embedding = WordVectors(vocabulary, width)
         self.forwards, self.backwards = GRU(width, hidden), GRU(width, hidden)
         self.dropout = nn.Dropout(0.5)
-        self.output = nn.Linear(2 * hidden, classes)
+        self.output = nn.Linear(width + 2 * hidden, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits; where there is no word the states stay, and count for nothing."""
         there = (tokens != 0).to(self.output.weight.dtype)[..., None]
         vectors = self.dropout(self.embedding(tokens))
         states = [self.forwards(vectors, there), self.backwards(vectors.flip(1), there.flip(1)).flip(1)]
-        mean = (torch.cat(states, -1) * there).sum(1) / there.sum(1).clamp(min=1)
+        mean = (torch.cat([vectors, *states], -1) * there).sum(1) / there.sum(1).clamp(min=1)
         return cast("Tensor", self.output(self.dropout(mean)))
 
 

@@ -29,7 +29,7 @@ def wavenet(*, width: int = 48, window: int = 1024, tiny: bool = False) -> Task:
 
     Args:
         width: channels.
-        window: samples of one example; a clip is cut into as many as cover it.
+        window: samples of one example; a clip is cut into as many as fit side by side.
         tiny: about 300 windows of 64 samples of made-up words, 8 channels, 2 epochs.
     """
     require(width >= 1, f"wavenet needs a width of at least 1; given {width}")
@@ -56,42 +56,48 @@ def wavenet(*, width: int = 48, window: int = 1024, tiny: bool = False) -> Task:
         sample=partial(_say, 64 if tiny else None),
         chunk=64,
         unit="window",
+        assumes=("a clip may hold several windows, each protected on its own",),
         options="tiny=True" if tiny else options,
     )
 
 
 def _windows(window: int, rng: torch.Generator) -> Splits:
-    """All windows of 2,000 clips to train, of 300 for the adversary; one of each of 200, 300 (official) and 200."""
+    """About 6,000 windows of 2,000 clips to train; 300 of 200 clips to validate, 300 of the official test's.
+
+    The adversary has those of 300 clips, and non-members are those of 200: cut as the members are.
+    """
     clips = spoken(8192)
     order = torch.nonzero(~clips.official_test)[:, 0]
     order = order[torch.randperm(len(order), generator=rng)]
     validation, aux, others, train = (clips.take(part) for part in order.split([200, 300, 200, 2000]))
     test = clips.take(clips.official_test)
-    few = (one_each(part, window) for part in (validation, test, others))
-    return Splits(cut(train, window), next(few), next(few), cut(aux, window), others=next(few))
+    heard = cut(test, window)
+    spread = torch.linspace(0, len(heard) - 1, 300).long()
+    parts = (shuffled(cut(part, window), rng) for part in (train, validation, aux, others))
+    members, checked, pool, strangers = parts
+    return Splits(members, checked.take(slice(0, 300)), heard.take(spread), pool, others=strangers)
 
 
 def _tiny(rng: torch.Generator) -> Splits:
     order = torch.randperm(200, generator=rng)
     clips = chirps(200, 128, rng)
     train, validation, test, aux = (clips.take(part) for part in order.split([120, 20, 40, 20]))
-    return Splits(cut(train, 64), one_each(validation, 64), one_each(test, 64), cut(aux, 64))
+    return Splits(*(cut(part, 64) for part in (train, validation, test, aux)))
 
 
 def cut(clips: Clips, window: int) -> Batch:
-    """As many windows, evenly spread, as it takes to cover each clip."""
+    """As many windows as fit into each clip side by side, evenly spread; of a shorter clip one, padded with silence."""
     which, starts = [], []
     for i, length in enumerate(clips.length.tolist()):
-        count = -(-length // window)
+        count = max(length // (window + 1), 1)
         which += [i] * count
         starts += torch.linspace(0, max(length - window - 1, 0), count).long().tolist()
     return _at(clips.take(torch.tensor(which)), torch.tensor(starts), window)
 
 
-def one_each(clips: Clips, window: int) -> Batch:
-    """One window of each clip, the places spread over the clips by the golden ratio."""
-    place = (torch.arange(len(clips.length)) * 0.6180339887) % 1
-    return _at(clips, (place * (clips.length - window).clamp(min=1)).long(), window)
+def shuffled(batch: Batch, rng: torch.Generator) -> Batch:
+    """The examples in random order, so that any first few come from many clips."""
+    return batch.take(torch.randperm(len(batch), generator=rng))
 
 
 def _at(clips: Clips, start: Tensor, window: int) -> Batch:
@@ -110,7 +116,7 @@ def _at(clips: Clips, start: Tensor, window: int) -> Batch:
 def _say(samples: int | None, predictor: Predictor, prompt: str, rng: torch.Generator) -> Sample:
     """The digit and, if named, the speaker of a prompt like "7 jackson", as a WAV file."""
     digit, _, name = (prompt.strip() or "7").lower().partition(" ")
-    number = DIGITS.index(digit) if digit in DIGITS else int(digit) if digit in "0123456789" else -1
+    number = DIGITS.index(digit) if digit in DIGITS else int(digit) if digit in tuple("0123456789") else -1
     speaker = SPEAKERS.index(name.strip()) if name.strip() in SPEAKERS else 1 if not name.strip() else -1
     if number < 0 or speaker < 0:
         raise UsageError(f'wavenet says a digit, as in "7" or "7 jackson"; given {prompt!r} (speakers: {SPEAKERS})')
