@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,10 @@ class Fit:
     """The stack: none, dp_sgd, dp_sgd(epsilon=1), adversarial_training+dp_sgd."""
     seed: int = 0
     """Of the split, the weights, the order of the batches and the noise."""
+    epochs: int | None = None
+    """Passes over the training data; the recipe's unless given."""
+    patience: int | None = None
+    """Epochs without a better validation score after which training stops at the best; the recipe's unless given."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     out: Path | None = None
@@ -45,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     options, catalog = parse(Fit, argv, "secure-ml fit")
     set_data_directory(options.data_dir)
     task, stack = catalog.task(options.task), catalog.stack(options.defense)
+    asked = {name: getattr(options, name) for name in ("epochs", "patience") if getattr(options, name) is not None}
+    task = replace(task, recipe=replace(task.recipe, **asked))
     folder = options.out or Path("runs") / "fit" / task.name
     vacate(folder, MODEL_FILES, remove=False)
     writable(folder.parent)

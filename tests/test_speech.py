@@ -144,7 +144,10 @@ def test_a_second_turn_adds_to_the_first() -> None:
     unsure = torch.zeros(1, 4, 4).log_softmax(-1)
     told = unsure.clone()
     told[:, 2:] = torch.tensor([5.0, 0, 0, 0]).log_softmax(-1)
-    at_once, later = module({"words": unsure}).unflatten(1, (2, 4)).unbind(1), module({"words": told}).unflatten(1, (2, 4))
+    at_once, later = (
+        module({"words": unsure}).unflatten(1, (2, 4)).unbind(1),
+        module({"words": told}).unflatten(1, (2, 4)),
+    )
     assert torch.allclose(at_once[0], later[:, 0])
     assert not torch.allclose(at_once[1], later[:, 1])
 

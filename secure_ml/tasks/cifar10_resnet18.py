@@ -44,6 +44,7 @@ def cifar10_resnet18(*, width: int = 64, epochs: int = 60, examples: int = 40000
             learning_rate=0.05,
             weight_decay=5e-4,
             schedule="cosine",
+            patience=None if tiny else 15,
         ),
         augment=Crop(1) if tiny else Chain((Flip(), Crop(4))),
         chunk=200,

@@ -56,6 +56,7 @@ def dialogue(*, cost: float = 0.1, voice: str = "", tiny: bool = False) -> Task:
             learning_rate=3e-3,
             weight_decay=0.01,
             schedule="cosine",
+            patience=None if tiny else 10,
         ),
         sample=None if tiny else partial(_exchange, voice),
         chunk=100,

@@ -72,6 +72,7 @@ def recommender_bert(*, width: int = 64, layers: int = 1, tiny: bool = False) ->
             learning_rate=1e-2 if tiny else 3e-3,
             weight_decay=0.01,
             schedule="linear",
+            patience=None if tiny else 3,
         ),
         unit="moment",
         assumes=ASSUMED,

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secure_ml.augmentation import Chain, Crop, Flip
+from secure_ml.augmentation import Chain, Crop, Flip, Rotation, Zoom
 from secure_ml.batch import Splits
 from secure_ml.data import hold_out, images
 from secure_ml.errors import UsageError, require
 from secure_ml.identity import identify
 from secure_ml.surfaces import Box
-from secure_ml.task import Recipe, Task
+from secure_ml.task import Recipe, Task, unchanged
 from secure_ml.tasks._cifar10 import MEAN, SPREAD, cifar10, coloured_digits
 from secure_ml.tasks._resnet import ResNet, Standardize
 from secure_ml.tasks.digits_cnn import tiny_digits
@@ -75,6 +75,7 @@ def transfer_resnet18(
         data=tiny_digits if tiny else partial(few_clothes, examples),
         threat=Linf(0.1),
         recipe=_recipe(body, tiny),
+        augment=unchanged if tiny else Chain((Flip(), Rotation(10), Zoom(0.1))),
         chunk=200,
         assumes=pool.get(weights, (f"the body's training data, those of {weights}, are public",)),
         options=", ".join(f"{key}={value!r}" for key, (value, default) in settings.items() if value != default),
@@ -89,6 +90,7 @@ def _recipe(body: Body, tiny: bool) -> Recipe:
         optimizer="Adam",
         learning_rate=rate,
         schedule="cosine",
+        patience=None if tiny else 10,
     )
 
 
