@@ -77,7 +77,7 @@ def main() -> None:
         "versions": {package: package_version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "hardware": hardware(),
         "cold films": int(cold.sum()),
-        "measures": rows,
+        "rows": rows,
     }
     (RESULTS / "recommenders.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from secure_ml.cells import PACKAGES
-from secure_ml.rows import Row, package_version, row_from
+from secure_ml.rows import package_version, row_from
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,12 +43,6 @@ def hardware() -> dict[str, Any]:
     )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu}
-
-
-def read(name: str) -> tuple[dict[str, Any], list[Row]]:
-    """A record and its rows."""
-    record = json.loads((RESULTS / f"{name}.json").read_text())
-    return record, [row_from(row) for row in record["rows"]]
 
 
 def _cpu_lines() -> list[str]:

@@ -7,18 +7,20 @@ rewrites what stands between ``<!-- table NAME -->`` and ``<!-- end -->`` in the
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.record import RESULTS, read
+from benchmarks.record import RESULTS
 from experiments.list import catalogue, not_applicable
-from secure_ml.rows import Row, cell, table
+from secure_ml.rows import Row, cell, row_from, table
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "not-applicable.md")
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def main() -> None:
@@ -40,10 +42,10 @@ def filled(text: str) -> str:
 def draw(name: str) -> str:
     """A table by name: a record, or one of the generated lists."""
     if (RESULTS / f"{name}.json").exists():
-        record, rows = read(name)
+        record = json.loads((RESULTS / f"{name}.json").read_text())
         versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
         where = ", ".join(f"{v} {k}" if k == "cores" else str(v) for k, v in record["hardware"].items() if v)
-        drawn = _all_models(rows) if name == "models" else table(rows)
+        drawn = VIEWS[name](record["rows"]) if name in VIEWS else table(map(row_from, record["rows"]))
         return f"`{record['command']}` on {where} ({versions}):\n\n{drawn}"
     if name == "not-applicable":
         return tabulate(not_applicable(), ["task", "method", "reason"], tablefmt="github")
@@ -71,8 +73,9 @@ def _declared(entries: list[dict[str, Any]]) -> str:
     return tabulate(lines, headers, tablefmt="github")
 
 
-def _all_models(rows: list[Row]) -> str:
+def _all_models(records: list[dict[str, Any]]) -> str:
     """One line a model: its score, what attacks make of it, and its score under DP-SGD; reasons as footnotes."""
+    rows = [row_from(record) for record in records]
     notes: list[str] = []
     headers = [
         *("model", "score", "value", "under attack", "threat", "membership AUC", "fidelity of a copy"),
@@ -97,6 +100,33 @@ def _all_models(rows: list[Row]) -> str:
         lines.append([f"`{task}`", bare[0].measure, value, attacked, threat, *rest])
     text = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, 1))])
+
+
+def _flat(records: list[dict[str, Any]]) -> str:
+    """Records as they are, without their lists."""
+    lines = [{k: v for k, v in record.items() if not isinstance(v, list)} for record in records]
+    return tabulate(lines, headers="keys", tablefmt="github", floatfmt=".3f")
+
+
+def _by_measure(records: list[dict[str, Any]]) -> str:
+    """One line a model and history, a column for each measure of each kind of films."""
+    lines: dict[tuple[str, int], dict[str, str]] = {}
+    for r in records:
+        places = 0 if "place" in r["measure"] else 3
+        shown = f"{r['value']:.{places}f} [{r['low']:.{places}f}, {r['high']:.{places}f}]"
+        if r["where"] != "cold, among all":
+            lines.setdefault((r["model"], r["history"]), {})[f"{r['measure']}, {r['where']} ({r['n']})"] = shown
+    table = [{"model": model, "films of history": history, **cells} for (model, history), cells in lines.items()]
+    return tabulate(table, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+VIEWS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "models": _all_models,
+    "recommenders": _by_measure,
+    "adult-baselines": _flat,
+    "speech-speakers": _flat,
+    "text-baselines": _flat,
+}
 
 
 def _first(rows: list[Row], words: str) -> Row | None:
