@@ -61,7 +61,8 @@ FEATURES = len(NUMBERS) + sum(map(len, CODES.values()))
 def people(rng: torch.Generator) -> Splits:
     """Official training rows: 2,000 to validate, 4,000 for the adversary, 3,000 non-members, others to train.
 
-    Rows that describe people alike count once, so that no non-member looks like a member; the test set is as it is.
+    Rows that describe people alike count once, so that no non-member looks like a member; the official test set is
+    as it is, and about one row in seven of it describes somebody just like a member.
     """
     train, test = (_read(f"tabular/adult_{part}.csv.gz") for part in ("train", "test"))
     return hold_out(distinct(train), test, rng, validation=2000, aux=4000, others=3000)

@@ -44,7 +44,7 @@ class Corpus(NamedTuple):
 CORPORA: dict[Data, Corpus] = {
     "sst2": Corpus(("0", "1"), 40, 0.5),
     "mr": Corpus(("0", "1"), 40, 0.5),
-    "trec": Corpus(("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 20, 0.1, label="coarse"),
+    "trec": Corpus(("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 20, 0.0, label="coarse"),
     "ag_news": Corpus(("0", "1", "2", "3"), 60, 0.3, texts=("title", "description")),
 }
 
