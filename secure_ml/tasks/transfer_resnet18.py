@@ -75,7 +75,7 @@ def transfer_resnet18(
         data=tiny_digits if tiny else partial(few_clothes, examples),
         threat=Linf(0.1),
         recipe=_recipe(body, tiny),
-        augment=unchanged if tiny else Chain((Flip(), Rotation(10), Zoom(0.1))),
+        augment=Chain((Flip(), Rotation(10), Zoom(0.1))) if body == "thawed" and not tiny else unchanged,
         chunk=200,
         assumes=pool.get(weights, (f"the body's training data, those of {weights}, are public",)),
         options=", ".join(f"{key}={value!r}" for key, (value, default) in settings.items() if value != default),
