@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         "private": "dp_sgd(epsilon=8, epochs=1)",
     },
     "dialogue": {"private": "dp_sgd(epsilon=8, epochs=3)"},
-    "fashion_mnist_cnn": {"private": "dp_sgd(epsilon=8, epochs=2)"},
+    "fashion_mnist_cnn": {"private": "dp_sgd(epsilon=8, epochs=1)"},
     "fusion": {"private": "dp_sgd(epsilon=8, epochs=4)"},
     "gpt2": {"private": "dp_sgd(epsilon=8, epochs=1)"},
     "recommender_bert": {"private": "dp_sgd(epsilon=8, epochs=1, batch_size=256)"},

@@ -40,7 +40,7 @@ def find(name: str, what: str) -> Path:
 def require_extra(module: str, extra: str, task: str) -> None:
     """Raise `UsageError` with what to install where a module that a task needs is missing."""
     if find_spec(module) is None:
-        raise UsageError(f"{task} needs {module}, which is not installed: pip install 'secure-ml[{extra}]'")
+        raise UsageError(f"{task} needs {module}, which is not installed: pip install {module} (the extra {extra!r})")
 
 
 def images(name: str) -> tuple[Batch, Batch]:
