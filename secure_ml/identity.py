@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from functools import cache, partial
+from functools import _lru_cache_wrapper, cache, partial
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -71,6 +71,8 @@ def _describe(value: object, modules: set[str], above: tuple[int, ...]) -> str:
         return repr(value)
     if isinstance(value, partial):
         return f"partial({inner(value.func)}, {inner(value.args)}, {inner(value.keywords)})"
+    if isinstance(value, _lru_cache_wrapper):
+        return f"cached({inner(value.__wrapped__)})"
     if isinstance(value, MethodType):
         return f"{inner(value.__self__)}.{inner(value.__func__)}"
     if isinstance(value, BuiltinFunctionType):

@@ -9,6 +9,7 @@ import secure_ml as sm
 from secure_ml.families.evasion import Evasion
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
+from secure_ml.identity import identify
 from tests import laws
 from tests.laws import ATTACKS, DEFENSES, TASKS, applies, tiny_task, tiny_victim
 
@@ -95,6 +96,7 @@ def test_task(name: str) -> None:
     laws.law_one_loss_per_example(task)
     laws.law_per_example_gradients(task)
     laws.law_splits(task)
+    assert identify(task), "its cells would never be found again"
 
 
 @pytest.mark.parametrize("threat", [sm.Linf(0.1), sm.L2(0.5), sm.Linf(0.0), sm.L2(0.0)])
