@@ -64,7 +64,7 @@ def test_the_network_of_the_literature() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("mnist_cnn", 0.985), ("mnist_mlp", 0.97), ("fashion_mnist_cnn", 0.88), ("text_embedding", 0.77)],
+    [("mnist_cnn", 0.985), ("mnist_mlp", 0.97), ("fashion_mnist_cnn", 0.91), ("text_embedding", 0.77)],
 )
 def test_scores_on_real_data(name: str, least: float) -> None:
     assert (Path(os.environ[data.VARIABLE])).exists()
