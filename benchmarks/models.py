@@ -21,6 +21,7 @@ from rich.progress import Progress
 from benchmarks.record import RESULTS, hardware
 from experiments._catalog import Catalog, attacks
 from experiments.matrix import judge
+from secure_ml.attack import Result
 from secure_ml.cells import PACKAGES, Cell, Store, run_cells
 from secure_ml.discovery import task_builders
 from secure_ml.errors import SecureMLError
@@ -60,10 +61,15 @@ def main(*names: str) -> None:
     store = Store(folder=Path("runs/models"), threads=1)
     for name in names or sorted(task_builders()):
         cells = make_cells(name)
-        with Progress(console=Console(stderr=True)) as progress:
-            bar = progress.add_task(name, total=len(cells))
-            results = run_cells(cells, store, 1, lambda _, n, bar=bar: progress.advance(bar, n))  # type: ignore[misc]
+        results = run(name, cells, store)
         keep(name, [asdict(row) for row in judge(cells, results)])
+
+
+def run(name: str, cells: list[Cell], store: Store) -> list[Result]:
+    """The result of each cell, with a bar that shows how many are done."""
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task(name, total=len(cells))
+        return run_cells(cells, store, workers=1, progress=lambda _, done: progress.advance(bar, done))
 
 
 def make_cells(name: str) -> list[Cell]:

@@ -63,6 +63,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"a recipe needs at least 1 epoch; given {self.epochs}")
+        require(
+            self.patience is None or self.patience >= 1,
+            f"a recipe needs a patience of at least 1 epoch; given {self.patience}",
+        )
         require(self.batch_size >= 1, f"a recipe needs a batch size of at least 1; given {self.batch_size}")
         require(
             0 < self.learning_rate < math.inf,

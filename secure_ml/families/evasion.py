@@ -15,7 +15,7 @@ from secure_ml.batch import Batch, Tree, join
 from secure_ml.errors import NotApplicable, UsageError, require
 from secure_ml.randomness import generator
 from secure_ml.rows import Row, make_row, pool_rows
-from secure_ml.scores import ClosedLoop
+from secure_ml.scores import ClosedLoop, Score
 from secure_ml.surfaces import Surface
 from secure_ml.task import Task
 from secure_ml.threats import Change, Threat
@@ -138,11 +138,13 @@ def _outcomes(
         return score.values(victim.served, batch), score.values(misled, batch)
     pieces = [attack_batch(attack, access, piece, threat, rng) for piece in batch.chunks(size)]
     answers = victim.served(join([batch.inputs, *(piece.inputs for piece in pieces)]))
-    clean, attacked = (
-        score.values(lambda _, half=half: half, batch)  # type: ignore[misc]
-        for half in answers.split(len(batch))
-    )
+    clean, attacked = (_kept(score, half, batch) for half in answers.split(len(batch)))
     return clean, attacked
+
+
+def _kept(score: Score, answers: Tensor, batch: Batch) -> Tensor:
+    """What a score keeps of answers that are there already."""
+    return score.values(lambda _: answers, batch)
 
 
 def measure_name(task: Task, threat: Threat) -> str:
