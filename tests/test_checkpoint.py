@@ -103,3 +103,25 @@ class Lost(Randomness):
 
     def load_state_dict(self, state: object) -> None:
         pass
+
+
+def test_a_state_that_does_not_fit_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    parts = {"module": torch.nn.Linear(3, 2)}
+    Checkpoint(tmp_path / "unfinished", {}).save(parts, epoch=0)
+    with pytest.raises(sm.UsageError, match="does not fit this one: delete that folder"):
+        Checkpoint(tmp_path / "unfinished", {}).restore({"module": torch.nn.Linear(5, 2)})
+
+
+def test_seconds_before_the_kill_count(tmp_path: Path) -> None:
+    task, folder = tiny_task("digits_cnn"), tmp_path / "unfinished"
+    interrupted(task, [], folder, epoch=2)
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "seconds": 1000.0}))
+    assert sm.fit(task, seed=3, device="cpu", checkpoint=folder).seconds > 1000
+
+
+def test_adversarial_training_does_not_stop_early() -> None:
+    task = tiny_task("digits_cnn")
+    hasty = replace(task, recipe=replace(task.recipe, patience=1))
+    assert make_plan(hasty, [], 0, torch.device("cpu")).patience == 1
+    assert make_plan(hasty, [AdversarialTraining()], 0, torch.device("cpu")).patience is None
