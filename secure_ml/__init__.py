@@ -9,19 +9,23 @@ from secure_ml.errors import BudgetExceeded, NotApplicable, SecureMLError, Usage
 from secure_ml.families.evasion import Evasion
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
+from secure_ml.families.poisoning import Poisoning
+from secure_ml.families.scrutiny import Scrutiny
 from secure_ml.outputs import Classes, NextToken, Ranking, Values
 from secure_ml.report import evaluate
 from secure_ml.rows import Row, table
 from secure_ml.scores import AUC, F1, NDCG, R2, RMSE, Accuracy, HitRate, Nats
 from secure_ml.surfaces import Box, Table, Tokens
 from secure_ml.task import Recipe, Sample, Task, cross_entropy, next_token_loss, squared_error
-from secure_ml.threats import L2, SNR, Edits, Features, Joint, Linf
+from secure_ml.threats import L0, L1, L2, SNR, Corruptions, Edits, Features, Joint, Linf, Spatial
 from secure_ml.training import Plan, fit
 from secure_ml.victim import Claim, Victim
 
 __all__ = [
     "AUC",
     "F1",
+    "L0",
+    "L1",
     "L2",
     "NDCG",
     "R2",
@@ -35,6 +39,7 @@ __all__ = [
     "BudgetExceeded",
     "Claim",
     "Classes",
+    "Corruptions",
     "Defense",
     "Edits",
     "Evasion",
@@ -48,11 +53,14 @@ __all__ = [
     "NextToken",
     "NotApplicable",
     "Plan",
+    "Poisoning",
     "Ranking",
     "Recipe",
     "Row",
     "Sample",
+    "Scrutiny",
     "SecureMLError",
+    "Spatial",
     "Splits",
     "Table",
     "Task",

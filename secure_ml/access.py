@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,19 +31,34 @@ class Ascent:
     gradient: Tensor
 
 
-class WhiteBox:
-    """The module itself, differentiable: what an adversary who holds the weights can do with it."""
+class Access(ABC):
+    """What every adversary can do: ask, and be counted."""
 
-    def __init__(self, task: Task, module: nn.Module) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
-        self.module = module
         self.queries = 0
         self.gradients = 0
+
+    @abstractmethod
+    def __call__(self, inputs: Tree) -> Tensor:
+        """Answers to inputs, without gradients."""
+
+
+class WhiteBox(Access):
+    """The module itself, differentiable: what an adversary who holds the weights can do with it.
+
+    Who holds the weights can also ask what is served: ``served``, or the module where nothing is served yet.
+    """
+
+    def __init__(self, task: Task, module: nn.Module, served: Callable[[Tree], Tensor] | None = None) -> None:
+        super().__init__(task)
+        self.module = module
+        self._served = served
 
     @classmethod
     def open(cls, victim: Victim) -> WhiteBox:
         """The access of an adversary who holds a victim's weights."""
-        return cls(victim.task, victim.module)
+        return cls(victim.task, victim.module, victim.served.stand_in())
 
     def __call__(self, inputs: Tree) -> Tensor:
         """Outputs of the module, in evaluation mode, without gradients."""
@@ -61,21 +77,42 @@ class WhiteBox:
                 return objective(self.module, Batch(inputs, batch.target))
 
             losses, gradient = surface.gradient(self.module, batch.inputs, run)
-        alone = len(seen) == 1 and len(seen[0]) == len(batch)
-        return Ascent(losses, seen[0] if alone else self(batch.inputs), gradient)
+        return Ascent(losses, self._answers(batch, seen), gradient)
+
+    def observe(self, batch: Batch, loss: Loss | None = None) -> tuple[Tensor, Tensor]:
+        """Losses ``(B,)`` and outputs of a batch, without gradients."""
+        self.queries += len(batch)
+        objective = self.task.loss if loss is None else loss
+        with evaluating(self.module), torch.no_grad(), _outputs(self.module) as seen:
+            losses = objective(self.module, batch)
+        return losses, self._answers(batch, seen)
+
+    def ask(self, reveal: Reveal = "logits", budget: int | None = None) -> BlackBox:
+        """The served model behind a meter of its own; what it counts is counted here too."""
+        if self._served is None:
+            return BlackBox(self.task, self, reveal, budget)
+
+        def served(inputs: Tree) -> Tensor:
+            assert self._served is not None
+            self.queries += len(next(leaves(inputs)))
+            return self._served(inputs)
+
+        return BlackBox(self.task, served, reveal, budget)
+
+    def _answers(self, batch: Batch, seen: list[Tensor]) -> Tensor:
+        """The outputs that a loss saw, asked for again where it looked more than once."""
+        return seen[0] if len(seen) == 1 and len(seen[0]) == len(batch) else self(batch.inputs)
 
 
-class BlackBox:
+class BlackBox(Access):
     """The served model behind a meter: it counts, stops at the budget, and reveals no more than it says."""
 
     def __init__(
         self, task: Task, served: Callable[[Tree], Tensor], reveal: Reveal = "logits", budget: int | None = None
     ) -> None:
-        self.task = task
+        super().__init__(task)
         self.reveal: Reveal = reveal
         self.budget = budget
-        self.queries = 0
-        self.gradients = 0
         self._served = served
 
     def __call__(self, inputs: Tree) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from secure_ml.settings import brief
 
 if TYPE_CHECKING:
+    from secure_ml.families.evasion import Evasion
     from secure_ml.task import Task
     from secure_ml.training import Plan
     from secure_ml.victim import Victim
@@ -37,6 +38,10 @@ class Defense:
     def serve(self, victim: Victim) -> Victim:
         """Serve: what is answered to everybody who does not hold the weights."""
         return victim
+
+    def rehearses(self, task: Task) -> Evasion | None:
+        """The attack that its training meets, where there is one: measuring with it alone proves nothing."""
+        return None
 
     @classmethod
     def tiny(cls) -> Self:

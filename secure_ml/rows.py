@@ -127,7 +127,8 @@ def table(rows: Iterable[Row]) -> str:
     Several seeds of one measurement are shown as their mean; pooled rows are shown as they are. Where several attacks
     measured the same, each has its column.
     """
-    rows = list(rows)
+    found = [row for row in rows if row.unit == "verdict"]
+    rows = [row for row in rows if row.unit != "verdict"]
     groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
         rivals = {other.attack for other in rows if other.measure == row.measure and not other.pooled}
@@ -144,7 +145,16 @@ def table(rows: Iterable[Row]) -> str:
         lines.append([*([task] if many_tasks else []), defenses, *cells, claims])
     headers = [*(["task"] if many_tasks else []), "protection", *measures, "claims"]
     text = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
-    return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, 1))])
+    return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, 1)), *findings(found)])
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """What checks found, stack by stack: the lines under a table that say how far to trust it."""
+    lines: list[str] = []
+    for defenses in dict.fromkeys(row.defenses for row in rows):
+        mine = [row for row in rows if row.defenses == defenses]
+        lines += ["", f"Checks of {defenses}:", *(f"  {row.note}" for row in mine)]
+    return lines
 
 
 def cell(rows: list[Row], notes: list[str]) -> str:

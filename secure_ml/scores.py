@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ class Score(ABC):
     name: ClassVar[str]
     unit: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    ceiling: ClassVar[float] = math.inf
+    """The harm at which an example could not be answered worse: an attack may leave it there."""
 
     @abstractmethod
     def per_example(self, outputs: Tensor, target: Tree) -> Tensor:
@@ -90,6 +93,7 @@ class Accuracy(Score):
     name: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "share"
     higher_is_better: ClassVar[bool] = True
+    ceiling: ClassVar[float] = 0.0
 
     def per_example(self, outputs: Tensor, target: Tree) -> Tensor:
         """1 where the class is right, 0 where it is wrong."""
@@ -100,6 +104,24 @@ class Accuracy(Score):
     def aggregate(self, values: Tensor) -> Estimate:
         """The share with its Clopper-Pearson interval."""
         return clopper_pearson(int(values.sum().item()), len(values))
+
+
+@dataclass(frozen=True)
+class Reached(Score):
+    """Share of examples ``(B,)`` that are answered with the class that an adversary asked for."""
+
+    name: ClassVar[str] = "targeted success"
+    unit: ClassVar[str] = "share"
+    higher_is_better: ClassVar[bool] = False
+    ceiling: ClassVar[float] = 1.0
+
+    def per_example(self, outputs: Tensor, target: Tree) -> Tensor:
+        """1 where the class asked for is named, 0 elsewhere."""
+        return Accuracy().per_example(outputs, target)
+
+    def aggregate(self, values: Tensor) -> Estimate:
+        """The share with its Clopper-Pearson interval."""
+        return Accuracy().aggregate(values)
 
 
 @dataclass(frozen=True)
@@ -172,6 +194,7 @@ class F1(Score):
     name: ClassVar[str] = "F1"
     unit: ClassVar[str] = "share"
     higher_is_better: ClassVar[bool] = True
+    ceiling: ClassVar[float] = 0.0
 
     def per_example(self, outputs: Tensor, target: Tree) -> Tensor:
         """Whether each example was right, its class, the class it was given, and how many classes there are."""
@@ -271,6 +294,7 @@ class HitRate(Score):
     name: ClassVar[str] = "hit rate@10"
     unit: ClassVar[str] = "share"
     higher_is_better: ClassVar[bool] = True
+    ceiling: ClassVar[float] = 0.0
 
     def per_example(self, outputs: Tensor, target: Tree) -> Tensor:
         """1 where the item is among the first ten."""

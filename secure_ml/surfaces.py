@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -76,7 +76,15 @@ class Box(Surface):
         leaf = self.get(inputs).detach().requires_grad_()
         with torch.enable_grad():
             values = run(self.put(inputs, leaf))
-            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+            try:
+                (gradient,) = torch.autograd.grad(values.sum(), leaf)
+            except RuntimeError as error:
+                if not any(word in str(error) for word in ("does not require grad", "not have been used")):
+                    raise
+                raise UsageError(
+                    "the module's answers have no gradient in its inputs: give the attack a differentiable stand-in "
+                    "(BPDA), or use one that only asks, Square or HopSkipJump say"
+                ) from None
         return values.detach(), gradient
 
 
@@ -167,11 +175,27 @@ class Tokens(Surface):
             handle.remove()
         return values.detach(), gradient @ cast("Tensor", layer.weight).detach().T
 
+    def vectors(self, module: nn.Module) -> Tensor:
+        """The vector of each token in the module's own embedding, ``(vocabulary, D)``."""
+        return cast("Tensor", self._layer(module).weight).detach()
+
     def _layer(self, module: nn.Module) -> nn.Module:
         for name, layer in module.named_modules():
             if name == self.embedding or name.endswith("." + self.embedding):
                 return cast("nn.Module", layer)
         raise UsageError(f"the module has no layer called {self.embedding!r}, which Tokens names as its embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpelledTokens(Tokens):
+    """Tokens of which it is known how they are written.
+
+    ``read`` gives the string of each token number, empty where nothing is known to be written so, and ``write`` the
+    number of a string, or -1 where it is no token.
+    """
+
+    read: Callable[[], Sequence[str]] = field(repr=False)
+    write: Callable[[str], int] = field(repr=False)
 
 
 def _put(tree: Tree, path: tuple[str | int, ...], value: Tensor) -> Tree:

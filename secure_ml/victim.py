@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Splits, Tree, join, tree_map
+from secure_ml.certificate import Certificate
 from secure_ml.defense import Defense, stack_name
 from secure_ml.errors import UsageError, require
 from secure_ml.modes import evaluating
@@ -47,6 +48,10 @@ class Served(ABC):
     @abstractmethod
     def __call__(self, inputs: Tree) -> Tensor:
         """Answer ``(B, *shape)`` inputs."""
+
+    def stand_in(self) -> Served:
+        """What an adversary may query in its place because the answers are the same, if that is cheaper."""
+        return self
 
     def usage(self) -> Mapping[str, int]:
         """What answering has cost so far, by name, beyond the number of queries."""
@@ -84,6 +89,8 @@ class Victim:
     defenses: tuple[Defense, ...] = ()
     seed: int = 0
     claims: tuple[Claim, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+    """What is proved about single answers; a defense adds its own when it serves."""
     seconds: float = 0.0
     """Spent on training."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from secure_ml.batch import Batch, Splits
 from secure_ml.data import find, hold_out, split
 from secure_ml.errors import UsageError
+from secure_ml.surfaces import SpelledTokens
 from secure_ml.task import Predictor, Sample
 
 CHARACTERS = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
@@ -30,6 +31,16 @@ def encode(text: str) -> Tensor:
             f"the characters known are letters, line break, space and {CHARACTERS[2:13]}"
         )
     return torch.tensor([_NUMBERS[character] for character in text], dtype=torch.long)
+
+
+def spelled(embedding: str = "embedding") -> SpelledTokens:
+    """The surface of character numbers."""
+    return SpelledTokens(len(CHARACTERS), embedding, frozen=(), read=partial(list, CHARACTERS), write=number)
+
+
+def number(character: str) -> int:
+    """The number of a character, or -1."""
+    return _NUMBERS.get(character, -1)
 
 
 def decode(tokens: Tensor) -> str:

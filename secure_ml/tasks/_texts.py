@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import re
+import zlib
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Splits
-from secure_ml.data import find, hashed_tokens, hold_out, split
+from secure_ml.data import directory, find, hashed_tokens, hold_out, split
 from secure_ml.errors import UsageError, require
 from secure_ml.scores import F1
-from secure_ml.surfaces import Tokens
+from secure_ml.surfaces import SpelledTokens
 from secure_ml.task import Recipe, Task
 from secure_ml.threats import Edits
 
@@ -90,7 +92,7 @@ def text_task(
         build=partial(module, len(known.labels)),
         data=partial(_made_up if tiny else DRAWS[data], vocabulary),
         also=(F1(),),
-        surfaces=(Tokens(vocabulary, embedding),),
+        surfaces=(spelled(data, vocabulary, embedding, tiny),),
         threat=Edits(2),
         recipe=recipe,
         augment=partial(drop_words, known.dropped),
@@ -123,6 +125,44 @@ def word_numbers(texts: list[str], vocabulary: int, length: int) -> Tensor:
     return groups * SHARE + hashed_tokens([" ".join(said) for said in spoken], vocabulary, length) % SHARE
 
 
+def word_number(vocabulary: int, word: str) -> int:
+    """The number of one word, as `word_numbers` gives it."""
+    group = zlib.crc32(word[:STEM].encode()) % (vocabulary // SHARE - 1) + 1
+    return group * SHARE + (zlib.crc32(word.encode()) % (vocabulary - 1) + 1) % SHARE
+
+
+def spelled(data: Data, vocabulary: int, embedding: str, tiny: bool) -> SpelledTokens:
+    """The surface of word numbers, written as the most frequent of the data set's words that share each number."""
+    read = partial(made_up_words, vocabulary) if tiny else partial(known_words, data, vocabulary)
+    return SpelledTokens(vocabulary, embedding, read=read, write=partial(word_number, vocabulary))
+
+
+def known_words(data: Data, vocabulary: int) -> list[str]:
+    """The most frequent word of each number in a data set's files, empty where there is none."""
+    return _known_words(data, vocabulary, str(directory()))
+
+
+@cache
+def _known_words(data: Data, vocabulary: int, folder: str) -> list[str]:
+    """The same, kept for each folder that the data may lie in."""
+    texts = [text for file in FILES[data] for text in lines(data, file)[0]]
+    return frequent_words(texts, vocabulary)
+
+
+def made_up_words(vocabulary: int) -> list[str]:
+    """The most frequent word of each number in the made-up sentences, empty where there is none."""
+    return frequent_words([" ".join((*_MOODS[0], *_MOODS[1], *_NEUTRAL))], vocabulary)
+
+
+def frequent_words(texts: list[str], vocabulary: int) -> list[str]:
+    """The most frequent word of each number in some texts, the first in the alphabet of equally frequent ones."""
+    counts = Counter(word for text in texts for word in words(text))
+    written = [""] * vocabulary
+    for word in sorted(counts, key=lambda word: (counts[word], [-ord(letter) for letter in word])):
+        written[word_number(vocabulary, word)] = word
+    return written
+
+
 class WordVectors(nn.Module):
     """The vector of a word plus that of its beginning: numbers ``(B, L)`` to vectors ``(B, L, D)``."""
 
@@ -146,19 +186,25 @@ class WordVectors(nn.Module):
 
 def read(data: Data, file: str, vocabulary: int) -> Batch:
     """One file of a data set: word numbers ``(n, length)``, 0 for none, and classes ``(n,)``."""
+    texts, classes = lines(data, file)
+    return Batch(word_numbers(texts, vocabulary, corpus(data).length), classes)
+
+
+def lines(data: Data, file: str) -> tuple[list[str], Tensor]:
+    """The texts of one file of a data set, and their classes ``(n,)``."""
     known = corpus(data)
     columns = (known.label, *known.texts)
     path = find(f"text/{file}.tsv", f"a tab-separated file with the columns {' and '.join(columns)}")
     try:
-        with path.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        with path.open(newline="", encoding="utf-8") as file_of_rows:
+            rows = list(csv.DictReader(file_of_rows, delimiter="\t", quoting=csv.QUOTE_NONE))
         classes = torch.tensor([known.labels.index(row[known.label]) for row in rows])
         texts = [" ".join(row[column] for column in known.texts) for row in rows]
     except (KeyError, TypeError, ValueError):
         raise UsageError(
             f"{path} is not whole: every line needs {', '.join(known.labels)} as {known.label}, and a text"
         ) from None
-    return Batch(word_numbers(texts, vocabulary, known.length), classes)
+    return texts, classes
 
 
 def _sst2(vocabulary: int, rng: torch.Generator) -> Splits:
@@ -189,6 +235,13 @@ DRAWS: dict[Data, Callable[[int, torch.Generator], Splits]] = {
     "mr": _mr,
     "trec": _trec,
     "ag_news": _ag_news,
+}
+
+FILES: dict[Data, tuple[str, ...]] = {
+    "sst2": ("sst2_train", "sst2_dev", "sst2_test"),
+    "mr": ("mr_polarity",),
+    "trec": ("trec_train", "trec_test"),
+    "ag_news": ("ag_news_test",),
 }
 
 _MOODS = (

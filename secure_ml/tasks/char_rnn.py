@@ -13,7 +13,6 @@ from secure_ml.data import split
 from secure_ml.errors import require
 from secure_ml.outputs import NextToken
 from secure_ml.scores import NatsPerCharacter
-from secure_ml.surfaces import Tokens
 from secure_ml.task import Recipe, Task, next_token_loss
 from secure_ml.tasks._characters import (
     CHARACTERS,
@@ -25,6 +24,7 @@ from secure_ml.tasks._characters import (
     sampled,
     shakespeare,
     sonnets,
+    spelled,
     windows,
 )
 from secure_ml.threats import Edits
@@ -52,7 +52,7 @@ def char_rnn(*, text: Literal["shakespeare", "names"] = "shakespeare", width: in
         loss=next_token_loss,
         output=NextToken(),
         score=NatsPerCharacter(),
-        surfaces=(Tokens(len(CHARACTERS), frozen=()),),
+        surfaces=(spelled(),),
         threat=Edits(2),
         recipe=Recipe(
             epochs=3 if tiny else 8,

@@ -139,6 +139,7 @@ class AskedAgain(Accuracy):
 
     name: ClassVar[str] = "asked again"
     higher_is_better: ClassVar[bool] = False
+    ceiling: ClassVar[float] = 1.0
 
     def per_example(self, outputs: Tensor, target: Tree) -> Tensor:
         """1 where it asks."""

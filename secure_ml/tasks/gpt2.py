@@ -12,9 +12,8 @@ from secure_ml.data import require_extra
 from secure_ml.errors import require
 from secure_ml.outputs import NextToken
 from secure_ml.scores import NatsPerCharacter
-from secure_ml.surfaces import Tokens
 from secure_ml.task import Recipe, Task, next_token_loss
-from secure_ml.tasks._characters import CHARACTERS, LENGTH, TINY_LENGTH, sampled, shakespeare, sonnets
+from secure_ml.tasks._characters import CHARACTERS, LENGTH, TINY_LENGTH, sampled, shakespeare, sonnets, spelled
 from secure_ml.threats import Edits
 
 HEAD = 32
@@ -42,7 +41,7 @@ def gpt2(*, layers: int = 4, width: int = 96, tiny: bool = False) -> Task:
         loss=next_token_loss,
         output=NextToken(),
         score=NatsPerCharacter(),
-        surfaces=(Tokens(len(CHARACTERS), embedding="wte", frozen=()),),
+        surfaces=(spelled("wte"),),
         threat=Edits(2),
         recipe=Recipe(
             epochs=3 if tiny else 16,
