@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from attacks.evasion._search import Trials, search
 from secure_ml.access import WhiteBox
 from secure_ml.batch import Batch, Tree
 from secure_ml.errors import require
@@ -18,78 +20,80 @@ from secure_ml.threats import Change, Edits
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSwap(Evasion):
-    """Greedy token replacement by first-order gain, HotFlip (Ebrahimi et al. 2018, https://arxiv.org/abs/1712.06751).
+    """Token replacement by first-order gain with beam search, HotFlip (Ebrahimi 2018, https://arxiv.org/abs/1712.06751).
 
-    In each of the threat's edits, the gradient in the one-hot code of the tokens ``(B, L)`` ranks every
-    replacement at every position; the ``candidates`` best are tried on the module and the one with the highest
-    loss is kept, if it beats the loss so far. A position is edited once. Raises `UsageError` for settings out
-    of range.
+    In each round, the gradient in the one-hot code of the tokens ``(B, L)`` ranks every replacement at every
+    position; the ``candidates`` best of each text, those of different positions first, are tried on the module and the
+    ``beam`` texts of the highest loss go on, those of before included. There is a round for each of the threat's
+    edits, and ``again`` more, in which positions that were edited may be edited anew. Raises `UsageError` for settings
+    out of range.
 
-    Differs from the paper: words instead of characters, and a greedy search with verified candidates instead of
-    a beam; replacements need not keep the meaning of the text, so this bounds what a real adversary can do.
+    Differs from the paper: words instead of characters; candidates are verified on the module instead of trusted, and
+    looked for again from where they led, since far from the clean text its gradient says little; replacements need not
+    keep the meaning of the text, so this bounds what a real adversary can do.
     """
 
     surfaces: ClassVar[tuple[type[Surface], ...]] = (Tokens,)
+    threats: ClassVar[tuple[type[Change], ...]] = (Edits,)
 
-    candidates: int = 16
-    """Replacements tried on the module in each edit."""
+    candidates: int = 64
+    """Replacements of each text that are tried on the module in a round."""
+    beam: int = 4
+    """Texts of each example that are edited further."""
+    again: int = 4
+    """Rounds beyond the number of edits; without any, a position is edited once."""
+    early: bool = True
+    """An example leaves when the module answers it as badly as the score can tell; otherwise its loss is raised on."""
 
     def __post_init__(self) -> None:
         require(self.candidates >= 1, f"TokenSwap needs at least 1 candidate; given {self.candidates}")
+        require(self.beam >= 1, f"TokenSwap needs a beam of at least 1 text; given {self.beam}")
+        require(self.again >= 0, f"TokenSwap needs at least 0 rounds again; given {self.again}")
 
-    def perturb(self, access: WhiteBox, batch: Batch, threat: Change, rng: torch.Generator) -> Tree:
+    def perturb(self, access: WhiteBox, batch: Batch, threat: Edits, rng: torch.Generator) -> Tree:
         """Edited tokens ``(B, L)`` in the place of the batch's."""
         surface = access.task.surface(threat)
-        assert isinstance(threat, Edits)
         assert isinstance(surface, Tokens)
-        clean = surface.get(batch.inputs)
-        pieces = []
-        for piece in batch.chunks(max(1, _SCORES // max(clean.shape[1] * surface.vocabulary, 1))):
-            tokens = surface.get(piece.inputs)
-            fixed = ~surface.editable(tokens)
-            for _ in range(threat.radius):
-                tokens, fixed = self._edit(access, piece, surface, tokens, fixed)
-            pieces.append(tokens)
+        propose = partial(self._propose, access, surface)
+        rounds = {"beam": self.beam, "again": self.again}
+        pieces = [
+            search(access, piece, surface, threat.radius, propose, early=self.early, **rounds)
+            for piece in batch.chunks(access.task.chunk)
+        ]
         return surface.put(batch.inputs, torch.cat(pieces))
 
     @classmethod
     def tiny(cls) -> TokenSwap:
-        """Two candidates."""
-        return cls(candidates=2)
+        """Two candidates, two texts, one round more, the loss alone."""
+        return cls(candidates=2, beam=2, again=1, early=False)
 
-    def _edit(
-        self, access: WhiteBox, batch: Batch, surface: Tokens, tokens: Tensor, fixed: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens after one more edit, and the mask ``(B, L)`` of positions that may no longer change."""
-        seen = access.ascend(Batch(surface.put(batch.inputs, tokens), batch.target), surface)
-        values, positions, choices = self._candidates(seen.gradient, surface, tokens, fixed)
-        best, loss = tokens, seen.losses
-        for value, position, token in zip(values.T, positions.T, choices.T, strict=True):
-            trial = tokens.scatter(1, position[:, None], token[:, None])
-            losses = self._losses(access, Batch(surface.put(batch.inputs, trial), batch.target))
-            better = (losses > loss) & value.isfinite()
-            best = torch.where(better[:, None], trial, best)
-            loss = torch.where(better, losses, loss)
-        return best, fixed | (best != tokens)
+    def _propose(self, access: WhiteBox, surface: Tokens, batch: Batch, free: Tensor) -> Trials:
+        """The best replacements of each text by first-order gain, a bounded number of gradients at a time."""
+        size = max(1, _SCORES // max(free.shape[1] * surface.vocabulary, 1))
+        found = []
+        for start, piece in zip(range(0, len(free), size), batch.chunks(size), strict=True):
+            gradient = access.ascend(piece, surface).gradient
+            some = self._candidates(gradient, surface, surface.get(piece.inputs), free[start : start + size])
+            found.append(Trials(some.row + start, some.position, some.token))
+        return Trials(*(torch.cat([getattr(some, name) for some in found]) for name in ("row", "position", "token")))
 
-    def _candidates(
-        self, gradient: Tensor, surface: Tokens, tokens: Tensor, fixed: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """First-order gain, position and token ``(B, candidates)`` of the best replacements, best first.
+    def _candidates(self, gradient: Tensor, surface: Tokens, tokens: Tensor, free: Tensor) -> Trials:
+        """The replacements of the highest first-order gain: the best of each free position, then the second best ...
 
-        The gradient ``(B, L, V)`` is large and overwritten: the best of each position are found first.
+        The scale of gains differs between positions. The gradient ``(N, L, V)`` is large and overwritten.
         """
         now = gradient.gather(2, tokens[..., None])
         gradient[..., list(surface.frozen)] = -torch.inf
         gradient.scatter_(2, tokens[..., None], -torch.inf)
         values, choices = gradient.topk(min(self.candidates, surface.vocabulary), dim=2)
-        gains = (values - now).masked_fill(fixed[..., None], -torch.inf).flatten(1)
-        best, flat = gains.topk(min(self.candidates, gains.shape[1]))
-        return best, flat // values.shape[2], choices.flatten(1).gather(1, flat)
-
-    def _losses(self, access: WhiteBox, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            return access.task.loss(access, batch)
+        gains = (values - now).masked_fill(~free[..., None], -torch.inf).flatten(1)
+        turn = torch.arange(values.shape[2], device=gains.device).expand(values.shape).flatten(1)
+        turn = turn.masked_fill(gains == -torch.inf, values.shape[2])
+        order = gains.argsort(dim=1, descending=True, stable=True)
+        order = order.gather(1, turn.gather(1, order).argsort(dim=1, stable=True))[:, : self.candidates]
+        row, column = torch.nonzero(gains.gather(1, order) > -torch.inf, as_tuple=True)
+        chosen = order[row, column]
+        return Trials(row, chosen // values.shape[2], choices.flatten(1)[row, chosen])
 
 
 _SCORES = 2**24
