@@ -1,0 +1,1 @@
+"""Certification: what is proved about single answers, beside what attacks find."""

@@ -1,0 +1,1 @@
+"""Scrutiny: whether the numbers of attacks can be believed."""
