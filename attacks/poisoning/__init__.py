@@ -1,0 +1,1 @@
+"""Poisoning: training examples changed before the victim is trained."""
