@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -10,39 +9,20 @@ from torch import nn
 from attacks.evasion.pgd import PGD
 from attacks.evasion.relay import Relay
 from attacks.evasion.token_swap import TokenSwap
+from defenses._robust import Growth, check_reach, threat_of
 from secure_ml.access import WhiteBox
 from secure_ml.batch import Batch
 from secure_ml.defense import Defense
-from secure_ml.errors import NotApplicable, require
+from secure_ml.errors import NotApplicable
 from secure_ml.families.evasion import Evasion, attack_batch
 from secure_ml.surfaces import Box, Surface, Table, Tokens
 from secure_ml.task import Task
-from secure_ml.threats import Threat
-from secure_ml.training import Plan, Step
+from secure_ml.training import Plan
 
-DEFAULTS: dict[type[Surface], Evasion] = {Box: PGD(steps=7), Table: PGD(steps=7), Tokens: TokenSwap(candidates=1)}
+TRAINED = PGD(steps=7, early=False)
+SWAP = TokenSwap(candidates=1, beam=1, again=0, early=False)
+DEFAULTS: dict[type[Surface], Evasion] = {Box: TRAINED, Table: TRAINED, Tokens: SWAP}
 """What is trained against on each kind of surface, unless an attack is given."""
-
-
-class Growth:
-    """The share of the radius at which training stands."""
-
-    def __init__(self, warmup: float) -> None:
-        self.warmup = warmup
-        self.share = 0.0 if warmup else 1.0
-
-    def __call__(self, step: Step) -> None:
-        """Grow with the share of training that is done."""
-        done = (step.epoch + (step.index + 1) / step.plan.loader.steps) / step.plan.epochs
-        self.share = min(1.0, done / self.warmup) if self.warmup else 1.0
-
-    def state_dict(self) -> float:
-        """The share."""
-        return self.share
-
-    def load_state_dict(self, share: float) -> None:
-        """Go on from that share."""
-        self.share = share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,24 +44,18 @@ class AdversarialTraining(Defense):
     """Share of training over which the radius grows from 0: at once, a large one can keep a model from learning."""
 
     def __post_init__(self) -> None:
-        require(
-            self.radius is None or 0 <= self.radius < math.inf,
-            f"adversarial training needs a radius >= 0; given {self.radius}",
-        )
-        require(0 <= self.warmup <= 1, f"adversarial training needs a warmup between 0 and 1; given {self.warmup}")
+        check_reach("adversarial training", self.radius, self.warmup)
 
     def check(self, task: Task) -> None:
         """Raise `NotApplicable` where there is no threat to train against, or no attack for it."""
-        if task.threat is None:
-            raise NotApplicable(f"{task.name} declares no threat to train against")
-        self._attack(task).check(task, task.threat)
+        self._attack(task).check(task, threat_of(task, self.radius))
 
     def prepare(self, plan: Plan) -> Plan:
         """The plan with every batch attacked after its augmentation, within a radius that grows to its full size.
 
         Early stopping is switched off: it looks at clean examples, and would return to a time before the radius grew.
         """
-        task, threat = plan.task, self._threat(plan.task)
+        task, threat = plan.task, threat_of(plan.task, self.radius)
         attack = self._attack(task)
         grow = Growth(self.warmup)
 
@@ -92,21 +66,20 @@ class AdversarialTraining(Defense):
         state = {**plan.state, f"growth {len(plan.state)}": grow}
         return replace(plan, transform=craft, observers=(*plan.observers, grow), state=state, patience=None)
 
+    def rehearses(self, task: Task) -> Evasion | None:
+        """The attack of training."""
+        return self._attack(task)
+
     @classmethod
     def neutral(cls) -> AdversarialTraining:
         """Radius 0."""
         return cls(radius=0)
 
-    def _threat(self, task: Task) -> Threat:
-        assert task.threat is not None
-        return task.threat if self.radius is None else task.threat.within(self.radius)
-
     def _attack(self, task: Task) -> Evasion:
-        assert task.threat is not None
         if self.attack is not None:
             return self.attack
-        kinds = [part.surface for part in task.threat.parts()]
+        kinds = [part.surface for part in threat_of(task, None).parts()]
         for kind in kinds:
             if kind not in DEFAULTS:
                 raise NotApplicable(f"no attack is known for {kind.__name__}: give AdversarialTraining one")
-        return DEFAULTS[kinds[0]] if len(kinds) == 1 else Relay(numbers=PGD(steps=7), tokens=TokenSwap(candidates=1))
+        return DEFAULTS[kinds[0]] if len(kinds) == 1 else Relay(numbers=TRAINED, tokens=SWAP)

@@ -85,7 +85,7 @@ class Homomorphic(Defense):
             raise UsageError("Homomorphic computes the module's own answers: list it before defenses that change them")
         program = compile_module(victim.module, victim.splits.train.take(slice(0, 1)).inputs)
         program.check_headroom(victim.splits.validation.inputs, Parameters.for_depth(program.depth))
-        served = Encrypted(program, encrypt=self.encrypt)
+        served = Encrypted(program, encrypt=self.encrypt, twin=victim.served)
         claims = (_claim(served.parameters),) if self.encrypt is None else ()
         return replace(victim, served=served, claims=(*victim.claims, *claims))
 

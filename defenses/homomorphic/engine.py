@@ -30,8 +30,8 @@ class Encrypted(Served):
 
     decrypted_by_client: ClassVar[bool] = True
 
-    def __init__(self, program: Program, encrypt: int | None = None) -> None:
-        self.program, self.encrypt = program, encrypt
+    def __init__(self, program: Program, encrypt: int | None = None, twin: Served | None = None) -> None:
+        self.program, self.encrypt, self.twin = program, encrypt, twin
         self.parameters = Parameters.for_depth(program.depth)
         self.queries = self.encrypted = 0
         self._ends: tuple[Client, Server] | None = None
@@ -45,6 +45,10 @@ class Encrypted(Served):
         answers.append(self.program.run(rows[n:]))
         self.queries, self.encrypted = self.queries + len(rows), self.encrypted + n
         return torch.cat(answers).to(inputs.dtype).to(inputs.device)
+
+    def stand_in(self) -> Served:
+        """The module in the clear, where it is known: decrypted answers differ from its own by rounding."""
+        return self.twin or Encrypted(self.program, encrypt=0)
 
     def usage(self) -> Mapping[str, int]:
         """Queries so far, and how many of them were encrypted."""
