@@ -16,16 +16,18 @@ from typing import Any, TypeVar, cast, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from secure_ml import data
+from secure_ml import data, threats
 from secure_ml.attack import Attack
 from secure_ml.defense import Defense
 from secure_ml.discovery import construct, methods, task, task_builders
 from secure_ml.errors import UsageError, require, unknown
 from secure_ml.task import Task
-from secure_ml.threats import L2, SNR, Edits, Features, Joint, Linf, Threat
+from secure_ml.threats import Threat
 
 T = TypeVar("T")
-THREATS: dict[str, type[Threat]] = {kind.__name__: kind for kind in (Linf, L2, SNR, Features, Edits, Joint)}
+THREATS: dict[str, type[Threat]] = {
+    name: kind for name in threats.__all__ if not inspect.isabstract(kind := getattr(threats, name))
+}
 
 
 def attacks() -> dict[str, type[Attack]]:

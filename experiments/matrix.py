@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from experiments._catalog import Catalog, attacks, parse, set_data_directory, threat_of
+from experiments._catalog import Catalog, parse, set_data_directory, threat_of
 from experiments._plots import draw
-from secure_ml.attack import Attack, Result
-from secure_ml.cells import Cell, Store, run_cells
-from secure_ml.defense import stack_name
+from experiments._run import judge, run
+from secure_ml.cells import Cell
 from secure_ml.errors import require
-from secure_ml.report import verdict
 from secure_ml.rows import Row, save_rows, table
-from secure_ml.task import Task
-from secure_ml.victim import resolve_device, writable
 
 DEFENSES = (
     "none",
@@ -31,6 +23,16 @@ DEFENSES = (
     "homomorphic",
     "label_only",
     "adversarial_training+dp_sgd",
+)
+ATTACKS = (
+    "auto_attack",
+    "pgd",
+    "token_swap",
+    "relay",
+    "knockoff",
+    "loss_threshold",
+    "certified",
+    "evasion_checks",
 )
 
 
@@ -45,11 +47,11 @@ class Matrix:
     """Tasks: digits_cnn, or digits_cnn(width=8)."""
     defense: tuple[str, ...] = DEFENSES
     """Stacks of defenses: none, dp_sgd(epsilon=1), adversarial_training+dp_sgd."""
-    attack: tuple[str, ...] = ()
-    """Attacks: pgd, or pgd(steps=100); all of them unless given."""
+    attack: tuple[str, ...] = ATTACKS
+    """Attacks and checks: pgd, or pgd(steps=100)."""
     threat: str | None = None
     """What evasion may change: Linf(0.1), L2(1.5), Edits(2); the task's own unless given."""
-    seeds: int = 5
+    seeds: int = 3
     """Independent victims of each stack, each with its own split of the data."""
     seed: int = 0
     """The first seed."""
@@ -77,12 +79,7 @@ def main(argv: Sequence[str]) -> int:
         given = getattr(options, name)
         require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
     cells = make_cells(options, catalog)
-    device = resolve_device(options.device).type
-    store = Store(folder=writable(options.out), device=device, threads=options.threads)
-    workers = options.workers or (1 if device == "cuda" else max(1, (os.cpu_count() or 1) // options.threads))
-    with _progress() as progress:
-        bar = progress.add_task("training", total=len(cells))
-        results = run_cells(cells, store, workers, lambda doing, n: progress.update(bar, description=doing, advance=n))
+    results = run(cells, options.out, options.device, options.threads, options.workers)
     pooled = judge(cells, results)
     rows = [row for result in results for row in (*result.rows, *result.usage)]
     save_rows([*rows, *pooled], options.out / "rows.jsonl")
@@ -98,7 +95,7 @@ def make_cells(options: Matrix, catalog: Catalog) -> list[Cell]:
     """All cells in the order of the table, the plain report of each victim first; `UsageError` for unknown names."""
     tasks = {repr(task): task for task in map(catalog.task, options.task)}.values()
     stacks = dict.fromkeys(catalog.stack(name) for name in options.defense)
-    tried = dict.fromkeys(catalog.attack(name) for name in options.attack or attacks())
+    tried = dict.fromkeys(catalog.attack(name) for name in options.attack)
     threat = threat_of(options.threat) if options.threat else None
     return [
         Cell(task=task, defenses=stack, attack=attack, seed=seed, threat=threat, examples=options.examples)
@@ -109,22 +106,5 @@ def make_cells(options: Matrix, catalog: Catalog) -> list[Cell]:
     ]
 
 
-def judge(cells: Sequence[Cell], results: Sequence[Result]) -> list[Row]:
-    """The pooled rows of every stack; a cell without meaning keeps its reason."""
-    groups: dict[tuple[str, str], tuple[Task, list[tuple[Attack | None, Result]]]] = {}
-    rows: list[Row] = []
-    for cell, result in zip(cells, results, strict=True):
-        key = (repr(cell.task), stack_name(cell.defenses))
-        groups.setdefault(key, (cell.task, []))[1].append((cell.attack, result))
-    for task, attempts in groups.values():
-        rows += verdict(task, attempts)
-    return rows
-
-
 def _tasks(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.task for row in rows))
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True))
