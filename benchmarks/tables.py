@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def draw(name: str) -> str:
     if (RESULTS / f"{name}.json").exists():
         record = json.loads((RESULTS / f"{name}.json").read_text())
         versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
-        where = ", ".join(f"{v} {k}" if k == "cores" else str(v) for k, v in record["hardware"].items() if v)
+        where = ", ".join(
+            f"{v} {k}" if k in ("cores", "threads") else str(v) for k, v in record["hardware"].items() if v
+        )
         drawn = VIEWS[name](record["rows"]) if name in VIEWS else table(map(row_from, record["rows"]))
         return f"`{record['command']}` on {where} ({versions}):\n\n{drawn}"
     if name == "not-applicable":
@@ -120,10 +123,40 @@ def _by_measure(records: list[dict[str, Any]]) -> str:
     return tabulate(table, headers="keys", tablefmt="github", disable_numparse=True)
 
 
+def _of_art(records: list[dict[str, Any]]) -> str:
+    """One line for each of ART's attacks: whether it runs, what it leaves right, and what ours leaves right."""
+    notes: list[str] = []
+    headers = ["ART's attack", "outcome", "threat", "leaves right", "seconds", "ours", "leaves right", "seconds"]
+    lines = []
+    for record in records:
+        if "why" in record:
+            notes.append(f"[{len(notes) + 1}] {record['why']}")
+            lines.append([f"`{record['attack']}`", f"{record['outcome']} [{len(notes)}]"])
+            continue
+        theirs, ours = (f"{record[name]:.2f}" for name in ("accuracy", "our accuracy"))
+        cells = [record["outcome"], record["threat"], theirs, f"{record['seconds']:.1f}"]
+        lines.append([f"`{record['attack']}`", *cells, record["ours"], ours, f"{record['our seconds']:.1f}"])
+    return "\n".join([tabulate(lines, headers, tablefmt="github", disable_numparse=True), "", *notes])
+
+
+def _each(records: list[dict[str, Any]]) -> str:
+    """One line a row: what was measured, with which attack, on how many."""
+    lines = [
+        [row.measure, row.attack or "-", cell([replace(row, note="")], []), row.n, row.note]
+        for row in map(row_from, records)
+    ]
+    return tabulate(lines, ["measure", "attack", "value", "n", "note"], tablefmt="github", disable_numparse=True)
+
+
 VIEWS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "models": _all_models,
     "recommenders": _by_measure,
     "adult-baselines": _flat,
+    "adversarial_training": _flat,
+    "certified": _each,
+    "art_attacks": _of_art,
+    "evasion_speed": _flat,
+    "evasion_strength": _flat,
     "speech-speakers": _flat,
     "text-baselines": _flat,
 }
