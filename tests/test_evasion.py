@@ -40,7 +40,7 @@ def test_pgd_reaches_the_optimum_of_a_linear_model(threat: sm.Linf, dual: int) -
     victim = linear_victim()
     test, access = victim.splits.test, WhiteBox.open(victim)
     changed = attack_batch(
-        PGD(steps=50, step_size=threat.radius / 2), access, test, threat, torch.Generator().manual_seed(0)
+        PGD(steps=50, step_size=threat.radius / 2, early=False), access, test, threat, torch.Generator().manual_seed(0)
     )
     weight = victim.module[0].weight.detach()[0]
     sign = test.target * 2 - 1
@@ -104,7 +104,7 @@ def test_token_swap_against_exhaustive_search() -> None:
     """With one edit and every candidate tried, it finds the worst of all single replacements."""
     victim = tiny_victim("text_embedding")
     task, test, access = victim.task, victim.splits.test.take(slice(0, 4)), WhiteBox.open(victim)
-    changed = attack_batch(TokenSwap(candidates=10_000), access, test, sm.Edits(1), torch.Generator())
+    changed = attack_batch(TokenSwap(candidates=10_000, early=False), access, test, sm.Edits(1), torch.Generator())
     reached = task.loss(access, changed)
     for i in range(len(test)):
         one = test.take(slice(i, i + 1))

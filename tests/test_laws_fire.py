@@ -30,7 +30,7 @@ def test_global_random_stream() -> None:
         laws.law_same_seed_same_result(broken.GlobalNoise(), tiny_victim(DIGITS))
 
 
-@pytest.mark.parametrize("attack", [broken.LeavesGradients(), broken.TrainsTheVictim(), broken.GlobalNoise()])
+@pytest.mark.parametrize("attack", [broken.LeavesGradients(), broken.TrainsTheVictim()])
 def test_traces(attack: sm.Evasion) -> None:
     victim = sm.fit(tiny_task(DIGITS), seed=0, device="cpu")
     with fires:

@@ -197,7 +197,7 @@ def test_settings_out_of_range() -> None:
 def test_defenses_without_meaning() -> None:
     with pytest.raises(sm.NotApplicable, match="linear_regression answers Values"):
         sm.fit(tiny_task("linear_regression"), [LabelOnly()], device="cpu")
-    with pytest.raises(sm.NotApplicable, match="PGD changes Box inputs; text_embedding has Tokens"):
+    with pytest.raises(sm.NotApplicable, match="PGD changes Box inputs; text_embedding has SpelledTokens"):
         sm.fit(tiny_task("text_embedding"), [AdversarialTraining(attack=PGD())], device="cpu")
     with pytest.raises(sm.NotApplicable, match="no threat to train against"):
         sm.fit(replace(tiny_task("digits_mlp"), threat=None), [AdversarialTraining()], device="cpu")
