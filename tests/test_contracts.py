@@ -12,7 +12,7 @@ from attacks import PGD
 from secure_ml.access import WhiteBox
 from secure_ml.batch import Batch
 from secure_ml.scores import GroupAccuracy, rank
-from tests import laws
+from tests import evasion_laws
 
 RNG = np.random.default_rng(0)
 
@@ -116,7 +116,7 @@ def rows(n: int) -> torch.Tensor:
 def test_tables_project(threat: sm.Features, n: int) -> None:
     clean = rows(n)
     TABLE.check(clean)
-    laws.law_projects(threat, TABLE, clean)
+    evasion_laws.law_projects(threat, TABLE, clean)
 
 
 def test_a_table_keeps_its_rules() -> None:
@@ -173,7 +173,7 @@ def test_pgd_finds_the_best_change_of_a_linear_table() -> None:
 @pytest.mark.parametrize("decibels", [10.0, 30.0, float("inf")])
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_noise_stays_below_its_ratio(decibels: float, n: int) -> None:
-    laws.law_projects(sm.SNR(decibels), sm.Box(-1, 1), rand(n, 50).clamp(-1, 1) / 2)
+    evasion_laws.law_projects(sm.SNR(decibels), sm.Box(-1, 1), rand(n, 50).clamp(-1, 1) / 2)
 
 
 def test_decibels() -> None:

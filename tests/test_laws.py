@@ -12,7 +12,7 @@ from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
 from secure_ml.families.poisoning import Poisoning
 from secure_ml.identity import identify
-from tests import laws
+from tests import evasion_laws, laws
 from tests.laws import ATTACKS, DEFENSES, TASKS, applies, tiny_task, tiny_victim
 
 KINDS = (
@@ -83,9 +83,9 @@ def test_attack_leaves_no_trace(cls: type[sm.Attack], name: str) -> None:
 
 @pytest.mark.parametrize(("attack", "name"), by_kind(EVASIONS))
 def test_evasion(attack: Evasion, name: str) -> None:
-    laws.law_stays_in_threat(attack, tiny_victim(name))
-    laws.law_judged_on_what_is_served(attack, tiny_victim(name))
-    laws.law_beats_chance_perturbation(attack, tiny_victim(name))
+    evasion_laws.law_stays_in_threat(attack, tiny_victim(name))
+    evasion_laws.law_judged_on_what_is_served(attack, tiny_victim(name))
+    evasion_laws.law_beats_chance_perturbation(attack, tiny_victim(name))
 
 
 @pytest.mark.parametrize(("attack", "name"), by_kind(EXTRACTIONS))
@@ -140,10 +140,10 @@ def test_task(name: str) -> None:
 @pytest.mark.parametrize("threat", [sm.Linf(0.1), sm.L2(0.5), sm.Linf(0.0), sm.L2(0.0)])
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_ball_projects(threat: sm.Linf, n: int) -> None:
-    laws.law_projects(threat, sm.Box(), torch.rand(n, 3, 4, generator=torch.Generator().manual_seed(0)))
+    evasion_laws.law_projects(threat, sm.Box(), torch.rand(n, 3, 4, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3])
 def test_edits_project(radius: int) -> None:
     tokens = torch.randint(0, 20, (5, 7), generator=torch.Generator().manual_seed(0))
-    laws.law_projects(sm.Edits(radius), sm.Tokens(20), tokens)
+    evasion_laws.law_projects(sm.Edits(radius), sm.Tokens(20), tokens)

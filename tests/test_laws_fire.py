@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import secure_ml as sm
-from tests import broken, laws
+from tests import broken, evasion_laws, laws
 from tests.laws import tiny_task, tiny_victim
 
 DIGITS = "digits_mlp"
@@ -39,23 +39,23 @@ def test_traces(attack: sm.Evasion) -> None:
 
 def test_descent() -> None:
     with fires:
-        laws.law_beats_chance_perturbation(broken.Descends(), tiny_victim(DIGITS))
+        evasion_laws.law_beats_chance_perturbation(broken.Descends(), tiny_victim(DIGITS))
 
 
 def test_leaky_threat() -> None:
     with fires:
-        laws.law_projects(broken.Leaky(0.1), sm.Box(), torch.full((3, 4), 0.5))
+        evasion_laws.law_projects(broken.Leaky(0.1), sm.Box(), torch.full((3, 4), 0.5))
     with fires:
-        laws.law_stays_in_threat(broken.Cheats(), tiny_victim(DIGITS), broken.Leaky(0.1))
+        evasion_laws.law_stays_in_threat(broken.Cheats(), tiny_victim(DIGITS), broken.Leaky(0.1))
 
 
 def test_family_does_not_believe_a_cheat() -> None:
-    laws.law_stays_in_threat(broken.Cheats(), tiny_victim(DIGITS))
+    evasion_laws.law_stays_in_threat(broken.Cheats(), tiny_victim(DIGITS))
 
 
 def test_judging_the_module_instead_of_what_is_served() -> None:
     with fires:
-        laws.law_judged_on_what_is_served(broken.JudgesTheModule(), tiny_victim("linear_regression"))
+        evasion_laws.law_judged_on_what_is_served(broken.JudgesTheModule(), tiny_victim("linear_regression"))
 
 
 def test_budget() -> None:

@@ -16,7 +16,7 @@ from secure_ml.batch import Batch
 from secure_ml.families.evasion import attack_batch
 from secure_ml.threats import Corruptions, Spatial
 from secure_ml.threats.balls import sparse_signs
-from tests import laws
+from tests import evasion_laws
 from tests.laws import tiny_victim
 
 
@@ -27,7 +27,7 @@ def seeded(n: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("threat", [sm.L1(0.5), sm.L1(0.0), sm.L0(2), sm.L0(0)])
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_sparse_balls_project(threat: sm.L1, n: int) -> None:
-    laws.law_projects(threat, sm.Box(), torch.rand(n, 1, 3, 4, generator=seeded()))
+    evasion_laws.law_projects(threat, sm.Box(), torch.rand(n, 1, 3, 4, generator=seeded()))
 
 
 def test_projection_onto_l1_ball_and_box_is_the_nearest_point() -> None:

@@ -97,15 +97,16 @@ def black_box(scene: Scene) -> Finding:
 
 
 def rehearsed(scene: Scene) -> Finding:
-    """What training rehearsed is not what is measured; if it is much weaker, training learned to fool it."""
+    """What training rehearsed is not what is measured; if it is surely much weaker, training learned to fool it."""
     known = [attack for d in scene.victim.defenses if (attack := d.rehearses(scene.task)) is not None]
     if not known:
         return Finding(REHEARSED, "PASS", "training rehearsed no attack")
-    mine, strong = scene.accuracy(scene.broken(*known)), scene.accuracy(scene.broken(*STRONG))
-    evidence = f"{mine:.1%} under the rehearsed attack, {strong:.1%} under Auto-PGD"
-    if mine - strong > 0.2:
+    mine, strong = scene.broken(*known), scene.broken(*STRONG)
+    evidence = f"{scene.accuracy(mine):.1%} under the rehearsed attack, {scene.accuracy(strong):.1%} under Auto-PGD"
+    gap = clopper_pearson(int((strong & ~mine).sum()), len(mine)).low
+    if gap > 0.2:
         return Finding(REHEARSED, "FAIL", evidence, "catastrophic overfitting: rehearse with more steps")
-    if mine - strong > 0.1:
+    if gap > 0.1:
         return Finding(REHEARSED, "WARN", evidence, "quote the stronger attack only")
     return Finding(REHEARSED, "PASS", evidence)
 
