@@ -33,9 +33,7 @@ import secure_ml as sm
 from benchmarks import _peers as peers
 from benchmarks import evasion_strength
 from benchmarks.record import RESULTS
-from secure_ml.access import WhiteBox
-from secure_ml.families.evasion import Evasion, craft
-from secure_ml.randomness import generator
+from secure_ml.families.evasion import Evasion
 
 OURS = "secure-ml"
 
@@ -170,7 +168,7 @@ def _from_strength(
 
 
 def _ours(attack: Evasion, victim: sm.Victim, threat: sm.Threat, examples: int) -> Tensor:
-    changed = craft(attack, WhiteBox.open(victim), victim.tested(examples), threat, generator(0, "speed")).inputs
+    changed = attack.craft(victim, threat=threat, seed=0, examples=examples)[1].inputs
     assert isinstance(changed, Tensor)
     return changed
 

@@ -16,7 +16,7 @@ from secure_ml.access import Access, BlackBox, WhiteBox
 from secure_ml.attack import Attack, Result, stopwatch
 from secure_ml.batch import Batch, Tree, join
 from secure_ml.errors import NotApplicable, UsageError, require
-from secure_ml.modes import channels_last
+from secure_ml.kernels import fast_convolutions
 from secure_ml.outputs import Classes, Reveal
 from secure_ml.randomness import generator, seeded
 from secure_ml.rows import Row, make_row, pool_rows
@@ -107,7 +107,7 @@ class Evasion(Attack):
         access = self.open(victim, task, len(batch))
         rng = generator(seed, "evasion", repr(self))
         few = batch.take(slice(0, 8)).inputs
-        with seeded(seed, "evasion"), channels_last(victim.module, few), stopwatch(victim.device) as seconds:
+        with seeded(seed, "evasion"), fast_convolutions(victim.module, few), stopwatch(victim.device) as seconds:
             clean, attacked = _outcomes(self, victim.served, access, batch, threat, rng)
         worst = task.score.worse(clean, attacked)
         row = make_row(
@@ -133,7 +133,7 @@ class Evasion(Attack):
         if isinstance(task.score, ClosedLoop):
             raise NotApplicable(f"what {task.name} is shown depends on what it did: there are no examples to keep")
         check_sound(replace(victim, task=task), batch, threat)
-        with seeded(seed, "evasion"), channels_last(victim.module, batch.take(slice(0, 8)).inputs):
+        with seeded(seed, "evasion"), fast_convolutions(victim.module, batch.take(slice(0, 8)).inputs):
             rng = generator(seed, "evasion", repr(self))
             return batch, craft(self, self.open(victim, task, len(batch)), batch, threat, rng)
 

@@ -11,7 +11,7 @@ import torch
 
 from secure_ml.attack import Attack, Result, stopwatch
 from secure_ml.errors import UsageError
-from secure_ml.modes import channels_last
+from secure_ml.kernels import fast_convolutions
 from secure_ml.randomness import generator, seeded
 from secure_ml.rows import Row, make_row, pool_rows
 from secure_ml.stats import Estimate
@@ -57,7 +57,7 @@ class Scrutiny(Attack):
             raise UsageError(f"{victim.task.name} declares no threat of its own: pass one, threat=Linf(0.1) say")
         rng = generator(seed, "scrutiny", repr(self))
         few = victim.tested(8).inputs
-        with seeded(seed, "scrutiny"), channels_last(victim.module, few), stopwatch(victim.device) as seconds:
+        with seeded(seed, "scrutiny"), fast_convolutions(victim.module, few), stopwatch(victim.device) as seconds:
             found = list(self.examine(victim, threat, examples, rng))
         rows = [
             make_row(
