@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"{task.name} declares no threat of its own: give one, --threat 'Linf(0.1)' say")
     cells = make_cells(options, catalog, task, threat)
     results = run(cells, options.out, options.device, options.threads, options.workers)
-    curves = make_curves(cells, results, task, threat, options.factors)
+    curves = make_curves(cells, results, task, threat, (0.0, *options.factors))
     rows = [row for curve in curves for row in curve.rows]
     checked = [row for c, result in zip(cells, results, strict=True) if _is_check(c) for row in result.rows]
     save_rows([*rows, *checked], options.out / "rows.jsonl")
@@ -106,12 +106,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make_cells(options: Robustness, catalog: Catalog, task: Task, threat: Threat) -> list[Cell]:
-    """The cells of every stack: its card, each attack at each radius, the certificate and the checks."""
-    tried: list[tuple[Attack | None, Threat]] = [(None, threat)]
+    """The cells of every stack: each attack at each radius, 0 included, the certificate and the checks."""
+    tried: list[tuple[Attack, Threat]] = []
     for name in options.attack:
         attack = catalog.attack(name)
         require(isinstance(attack, Evasion), f"{name!r} changes no inputs: name an evasion attack, pgd say")
-        tried += [(attack, threat.scaled(factor)) for factor in options.factors]
+        tried += [(attack, threat.scaled(factor)) for factor in (0.0, *options.factors)]
     tried.append((Certified(), threat))
     if options.checks:
         tried.append((EvasionChecks(), threat))
@@ -132,18 +132,17 @@ def make_curves(
     radii = [sum(part.radius for part in threat.scaled(factor).parts()) for factor in factors]
     for stack in dict.fromkeys(c.defenses for c in cells):
         mine = [(c, r) for c, r in pairs if c.defenses == stack]
-        clean = pool_rows([r.rows[0] for c, r in mine if c.attack is None])
         name = stack_name(stack)
         attempts = [(c.attack, c.threat, r) for c, r in mine if isinstance(c.attack, Evasion)]
         for attack in dict.fromkeys(a for a, _, _ in attempts):
             rows = _at_each([t for t in attempts if t[0] == attack], task, threat, factors)
-            curves.append(Curve(name, repr(attack), [0.0, *radii], [clean, *rows]))
+            curves.append(Curve(name, repr(attack), radii, rows))
         if len({attack for attack, _, _ in attempts}) > 1:
             rows = _at_each(attempts, task, threat, factors)
-            curves.append(Curve(name, "worst case", [0.0, *radii], [clean, *rows]))
+            curves.append(Curve(name, "worst case", radii, rows))
         proofs = [r for c, r in mine if isinstance(c.attack, Certified) and not r.obstacle]
         if proofs:
-            curves.append(Curve(name, "certified", [0.0, *radii], _certified(proofs, threat, [0.0, *factors])))
+            curves.append(Curve(name, "certified", radii, _certified(proofs, threat, factors)))
     return curves
 
 

@@ -22,24 +22,30 @@ FEW = 4
 def fast_convolutions(module: nn.Module, inputs: Tree) -> Iterator[None]:
     """Inside the block, convolutions on a CPU are computed faster where that changes nothing but rounding.
 
+    The module is in evaluation mode, whose flags need not be set and restored at every query of the block.
     Weights lie channels last, the layout of the fast kernels, and strided convolutions of images take their input
     gradient phase by phase. ``inputs`` are a few examples to compare the answers on; all is then as before.
     """
     layers = [part for part in module.modules() if type(part) is nn.Conv2d and not part.weight.is_cuda]
     kept = [(weight, weight.data) for weight in module.parameters() if weight.ndim == 4 and not weight.is_cuda]
-    try:
-        if kept:
-            with evaluating(module), torch.no_grad():
-                before = module(inputs)
-                for weight, data in kept:
-                    # `contiguous` would leave weights of one channel as they are, and the layer with them
-                    weight.data = data.clone(memory_format=torch.channels_last)
-                for layer in filter(_is_slow, layers):
-                    layer.__dict__["_conv_forward"] = _Strided(layer)
-                if not _alike(before, module, inputs):
-                    _restore(layers, kept)
-        yield
-    finally:
+    with evaluating(module):
+        try:
+            if kept:
+                _hasten(module, inputs, layers, kept)
+            yield
+        finally:
+            _restore(layers, kept)
+
+
+@torch.no_grad()
+def _hasten(module: nn.Module, inputs: Tree, layers: list[nn.Conv2d], kept: list[tuple[nn.Parameter, Tensor]]) -> None:
+    before = module(inputs)
+    for weight, data in kept:
+        # `contiguous` would leave weights of one channel as they are, and the layer with them
+        weight.data = data.clone(memory_format=torch.channels_last)
+    for layer in filter(_is_slow, layers):
+        layer.__dict__["_conv_forward"] = _Strided(layer)
+    if not _alike(before, module, inputs):
         _restore(layers, kept)
 
 

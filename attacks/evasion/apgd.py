@@ -130,7 +130,7 @@ def _run(aim: Aim, threat: Walk, start: Tensor, steps: int, keep: bool = True, f
     waited = 0
     for i in range(steps):
         now = now.leave(aim)
-        if not len(now.point):
+        if not len(now.point) or (i == 0 and aim.samples == 1 and not now.slope.any()):  # nothing would ever move
             break
         _step(aim, threat, now, 1.0 if i == 0 else _MOMENTUM)
         before = now.loss

@@ -64,8 +64,10 @@ class FAB(MinimumNorm):
 
     def _run(self, near: Nearest, point: Tensor) -> None:
         """From a start ``(n, *shape)`` of every row in play."""
-        for _ in range(self.steps):
+        for i in range(self.steps):
             lead, slope = near.plane(point)
+            if i == 0 and not slope.any():  # nothing would ever move
+                return
             point = self._step(near, point, lead, slope)
             drawn = near.clean + self.beta * (point - near.clean)
             point = torch.where(broadcast(near.check(point), point), drawn, point)

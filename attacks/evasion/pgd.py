@@ -58,10 +58,10 @@ class PGD(Evasion):
         for _ in range(self.restarts):
             point = threat.start(aim.surface, aim.origin, rng)
             point = point[aim.restart()]
-            for _ in range(self.steps):
+            for i in range(self.steps):
                 _, gradient = aim.look(point)
                 point, gradient = aim.leave(point, gradient)
-                if not len(point):
+                if not len(point) or (i == 0 and not gradient.any()):  # without a slope, nothing would ever move
                     break
                 point = threat.advance(aim.surface, aim.clean, point, gradient, length)
             if len(point):

@@ -209,7 +209,7 @@ def attack_batch(attack: Evasion, access: Access, batch: Batch, threat: Threat, 
         return batch
     for part in threat.parts():
         surface = access.task.surface(part)
-        if not isinstance(surface, attack.surfaces):
+        if not isinstance(surface, attack.surfaces) or not part.radius:
             continue
         clean = surface.get(batch.inputs)
         proposal = surface.get(attack.perturb(access, batch, part, rng))

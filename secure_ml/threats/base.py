@@ -45,8 +45,8 @@ class Change(Threat):
         return (self,)
 
     def scaled(self, share: float) -> Self:
-        """The same threat at a share of its radius."""
-        return self.within(self.radius * share)
+        """The same threat at a share of its radius, rounded to twelve digits: 1.5 times 0.1 is 0.15."""
+        return self.within(float(f"{self.radius * share:.12g}"))
 
     @abstractmethod
     def size(self, clean: Tensor, changed: Tensor) -> Tensor:
