@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secure_ml.access import WhiteBox
+from secure_ml.adaptive import log_probabilities
 from secure_ml.batch import Batch, Tree
 from secure_ml.errors import NotApplicable, UsageError, require
 from secure_ml.outputs import Classes, Ranking, Values
@@ -112,12 +113,6 @@ def divergence(task: Task, answers: Tensor, outputs: Tensor) -> Tensor:
     there, here = log_probabilities(answers), log_probabilities(outputs)
     places = (there.exp() * (there - here)).sum(-1)
     return places.flatten(1).mean(1) if places.ndim > 1 else places
-
-
-def log_probabilities(outputs: Tensor) -> Tensor:
-    """Log-probabilities ``(B, K)`` of logits ``(B, K)``, or of the one logit ``(B,)`` between two classes."""
-    outputs = torch.stack([torch.zeros_like(outputs), outputs], 1) if outputs.ndim == 1 else outputs
-    return outputs.log_softmax(-1)
 
 
 class Pairs:

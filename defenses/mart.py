@@ -15,10 +15,10 @@ from defenses._robust import (
     check_gradients,
     check_reach,
     climb,
-    log_probabilities,
     threat_of,
 )
 from secure_ml.access import WhiteBox
+from secure_ml.adaptive import log_probabilities
 from secure_ml.batch import Batch, Tree
 from secure_ml.defense import Defense
 from secure_ml.errors import NotApplicable, UsageError, require

@@ -15,7 +15,7 @@ from secure_ml.outputs import Classes, NextToken, Ranking, Values
 from secure_ml.report import evaluate
 from secure_ml.rows import Row, table
 from secure_ml.scores import AUC, F1, NDCG, R2, RMSE, Accuracy, HitRate, Nats
-from secure_ml.surfaces import Box, Table, Tokens
+from secure_ml.surfaces import Box, SpelledTokens, Table, Tokens
 from secure_ml.task import Recipe, Sample, Task, cross_entropy, next_token_loss, squared_error
 from secure_ml.threats import L0, L1, L2, SNR, Corruptions, Edits, Features, Joint, Linf, Spatial
 from secure_ml.training import Plan, fit
@@ -61,6 +61,7 @@ __all__ = [
     "Scrutiny",
     "SecureMLError",
     "Spatial",
+    "SpelledTokens",
     "Splits",
     "Table",
     "Task",

@@ -127,8 +127,9 @@ def table(rows: Iterable[Row]) -> str:
     Several seeds of one measurement are shown as their mean; pooled rows are shown as they are. Where several attacks
     measured the same, each has its column.
     """
-    found = [row for row in rows if row.unit == "verdict"]
-    rows = [row for row in rows if row.unit != "verdict"]
+    everything = list(rows)
+    found = [row for row in everything if row.unit == "verdict"]
+    rows = [row for row in everything if row.unit != "verdict"]
     groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
         rivals = {other.attack for other in rows if other.measure == row.measure and not other.pooled}

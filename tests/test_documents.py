@@ -18,6 +18,12 @@ def test_tables_are_drawn_from_the_records(document: Path) -> None:
     assert filled(document.read_text()) == document.read_text()
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_no_table_is_empty(document: Path) -> None:
+    for name, drawn in re.findall(r"<!-- table (\S+) -->\n(.*?)<!-- end -->", document.read_text(), re.DOTALL):
+        assert len(re.findall(r"^\|", drawn, re.MULTILINE)) > 2, name
+
+
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["library", "own model"])
 def test_code_in_the_readme_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, object] = {}
