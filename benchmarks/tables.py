@@ -48,7 +48,7 @@ def draw(name: str) -> str:
         where = ", ".join(
             f"{v} {k}" if k in ("cores", "threads") else str(v) for k, v in record["hardware"].items() if v
         )
-        drawn = VIEWS[name](record["rows"]) if name in VIEWS else table(map(row_from, record["rows"]))
+        drawn = VIEWS.get(name, _matrix)(record["rows"])
         return f"`{record['command']}` on {where} ({versions}):\n\n{drawn}"
     if name == "not-applicable":
         return tabulate(not_applicable(), ["task", "method", "reason"], tablefmt="github")
@@ -74,6 +74,23 @@ def _declared(entries: list[dict[str, Any]]) -> str:
         for e in entries
     ]
     return tabulate(lines, headers, tablefmt="github")
+
+
+def _matrix(records: list[dict[str, Any]]) -> str:
+    """The table as it is printed, with its checks in short: what did not pass, and where."""
+    rows = [row_from(record) for record in records]
+    checks = [row for row in rows if row.unit == "verdict"]
+    noted: dict[str, list[str]] = {}
+    for row in checks:
+        if not row.note.startswith("PASS"):
+            noted.setdefault(f"{row.note[:4]} {row.measure}", []).append(f"`{row.defenses}`")
+    text = table([row for row in rows if row.unit != "verdict"])
+    if not checks:
+        return text
+    passed = sum(row.note.startswith("PASS") for row in checks)
+    return "\n".join([text, "", f"{passed} of {len(checks)} checks pass; the others:", ""]) + "".join(
+        f"\n- {name}: {', '.join(stacks)}" for name, stacks in noted.items()
+    )
 
 
 def _all_models(records: list[dict[str, Any]]) -> str:
