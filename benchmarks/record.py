@@ -28,7 +28,7 @@ def main(run: str, name: str, *command: str) -> None:
         "command": " ".join(command),
         "versions": {package: package_version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "hardware": hardware(),
-        "rows": [asdict(row) for row in rows if row.pooled],
+        "rows": [asdict(row) for row in rows if row.pooled or row.unit == "verdict"],
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -79,18 +79,25 @@ def _declared(entries: list[dict[str, Any]]) -> str:
 def _matrix(records: list[dict[str, Any]]) -> str:
     """The table as it is printed, with its checks in short: what did not pass, and where."""
     rows = [row_from(record) for record in records]
-    checks = [row for row in rows if row.unit == "verdict"]
+    text = table([row for row in rows if row.unit != "verdict"])
+    return text + _in_short([row for row in rows if row.unit == "verdict"])
+
+
+def _in_short(checks: list[Row]) -> str:
+    """How many checks pass, and the stacks of which the others do not."""
     noted: dict[str, list[str]] = {}
     for row in checks:
         if not row.note.startswith("PASS"):
-            noted.setdefault(f"{row.note[:4]} {row.measure}", []).append(f"`{row.defenses}`")
-    text = table([row for row in rows if row.unit != "verdict"])
+            name = (
+                "SKIP what rests on one that failed" if row.note.startswith("SKIP") else f"{row.note[:4]} {row.measure}"
+            )
+            stacks = noted.setdefault(name, [])
+            stacks += [f"`{row.defenses}`"] if f"`{row.defenses}`" not in stacks else []
     if not checks:
-        return text
+        return ""
     passed = sum(row.note.startswith("PASS") for row in checks)
-    return "\n".join([text, "", f"{passed} of {len(checks)} checks pass; the others:", ""]) + "".join(
-        f"\n- {name}: {', '.join(stacks)}" for name, stacks in noted.items()
-    )
+    others = [f"- {name}: {', '.join(stacks)}" for name, stacks in noted.items()]
+    return "\n".join(["", "", f"{passed} of {len(checks)} checks pass; the others:", "", *others])
 
 
 def _all_models(records: list[dict[str, Any]]) -> str:
@@ -120,6 +127,22 @@ def _all_models(records: list[dict[str, Any]]) -> str:
         lines.append([f"`{task}`", bare[0].measure, value, attacked, threat, *rest])
     text = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, 1))])
+
+
+def _curves(records: list[dict[str, Any]]) -> str:
+    """One line a stack and attack, a column for each radius; then the checks that did not pass."""
+    rows = [row_from(record) for record in records]
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        if row.unit == "verdict":
+            continue
+        kind, _, radius = row.measure.partition(" under ")
+        attack = "certified" if kind.startswith("certified") else row.attack
+        line = lines.setdefault((row.defenses, "worst case" if " | " in attack else attack), {})
+        line[radius] = cell([row], [])
+    drawn = [{"protection": stack, "attack": attack, **cells} for (stack, attack), cells in lines.items()]
+    text = tabulate(drawn, headers="keys", tablefmt="github", disable_numparse=True)
+    return text + _in_short([row for row in rows if row.unit == "verdict"])
 
 
 def _flat(records: list[dict[str, Any]]) -> str:
@@ -171,6 +194,7 @@ VIEWS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "adult-baselines": _flat,
     "adversarial_training": _flat,
     "certified": _each,
+    "robustness-digits_cnn": _curves,
     "art_attacks": _of_art,
     "evasion_speed": _flat,
     "evasion_strength": _flat,

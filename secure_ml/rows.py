@@ -92,7 +92,10 @@ def make_row(
 
 
 def pool_rows(rows: Sequence[Row], estimate: Estimate | None = None, note: str = "") -> Row:
-    """One row for the same measurement on several victims: the mean over seeds, unless another estimate is given."""
+    """One row for the same measurement on several victims: the mean over seeds, unless another estimate is given.
+
+    Of several attacks that share a measurement, the row names all.
+    """
     first = rows[0]
     values = [row.value for row in rows if row.value is not None]
     if estimate is None and values and len(rows) > 1:
@@ -101,6 +104,7 @@ def pool_rows(rows: Sequence[Row], estimate: Estimate | None = None, note: str =
     note = note if estimate else note or first.note
     return Row(
         **{**{k: getattr(first, k) for k in _KEPT}, **numbers},
+        attack=" | ".join(dict.fromkeys(row.attack for row in rows)),
         seeds=tuple(sorted({seed for row in rows for seed in row.seeds})),
         queries=sum(row.queries for row in rows),
         gradients=sum(row.gradients for row in rows),
@@ -190,7 +194,7 @@ def _digits(value: float, row: Row) -> str:
 
 
 _NUMBERS = ("value", "low", "high", "interval", "n")
-_KEPT = ("task", "defenses", "attack", "measure", "unit", "claims", "device", "threads", "version", "schema")
+_KEPT = ("task", "defenses", "measure", "unit", "claims", "device", "threads", "version", "schema")
 
 
 def _mean(rows: Sequence[Row], values: Sequence[float]) -> Estimate:

@@ -68,14 +68,15 @@ def _window(n: int, step: int) -> Tensor:
     On half the grid (step 2), its low frequencies are kept, and those that are left are folded onto them.
     """
     whole = n * 4 // step
-    line = torch.exp(-(torch.arange(-2 * whole, 3 * whole, dtype=torch.float64) ** 2) / (2 * _WIDTH**2))
-    spectrum = torch.fft.fft(line.view(5, whole).sum(0) / (math.sqrt(2 * math.pi) * _WIDTH))
+    places = torch.arange(-2 * whole, 3 * whole, dtype=torch.float64)
+    hill = torch.exp(-places.square() / (2 * _WIDTH**2)) / (math.sqrt(2 * math.pi) * _WIDTH)
+    spectrum = torch.fft.fft(hill.view(5, whole).sum(0))
     if step == 2:
         spectrum[whole // 4 : whole // 4 + n] = 0
         spectrum = spectrum.view(2, n).sum(0)
-    line = torch.fft.ifft(spectrum).real.float()
-    places = torch.arange(step, n - step, step)
-    return line[(places[:, None] - torch.arange(n)) % n]
+    line: Tensor = torch.fft.ifft(spectrum).real.float()
+    averaged = torch.arange(step, n - step, step)
+    return line[(averaged[:, None] - torch.arange(n)) % n]
 
 
 def _morlet(high: int, wide: int, scale: int, k: int) -> Tensor:
@@ -94,7 +95,8 @@ def _gabor(high: int, wide: int, width: float, angle: float, frequency: float, s
     across = columns * math.cos(angle) - rows[:, None] * math.sin(angle)
     hill = torch.exp(-(along.square() + slant**2 * across.square()) / (2 * width**2))
     wave = hill * torch.exp(1j * frequency * along) * slant / (2 * math.pi * width**2)
-    return wave.reshape(2 * reach + 1, high, 2 * reach + 1, wide).sum((0, 2))
+    whole: Tensor = wave.reshape(2 * reach + 1, high, 2 * reach + 1, wide).sum((0, 2))
+    return whole
 
 
 def _spectrum(values: Tensor) -> Tensor:
