@@ -101,7 +101,8 @@ def _gabor(high: int, wide: int, width: float, angle: float, frequency: float, s
 
 def _spectrum(values: Tensor) -> Tensor:
     """The Fourier transform, which is real: wave and hill are symmetric."""
-    return torch.fft.fft2(values).real.float()
+    spectrum: Tensor = torch.fft.fft2(values).real.float()
+    return spectrum
 
 
 _WIDTH = 1.6

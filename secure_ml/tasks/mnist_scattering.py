@@ -14,6 +14,7 @@ from secure_ml.scattering import CHANNELS, scatter
 from secure_ml.surfaces import Box
 from secure_ml.task import Recipe, Task
 from secure_ml.tasks.mnist_cnn import enlarged_digits
+from secure_ml.threats import Linf
 
 Data = Literal["MNIST", "FashionMNIST"]
 CHUNK = 50
@@ -23,7 +24,7 @@ CHUNK = 50
 def mnist_scattering(*, data: Data = "MNIST", groups: int = 27, whole: bool = False, tiny: bool = False) -> Task:
     """MNIST or Fashion-MNIST as scattering coefficients (https://arxiv.org/abs/2011.11660), one dense layer on top.
 
-    The examples are the features, 81 channels of 7x7, computed once; nobody changes an image here.
+    The examples are the features, 81 channels of 7x7, computed once: a change is one of the features, not of an image.
 
     Args:
         data: MNIST or FashionMNIST.
@@ -37,7 +38,7 @@ def mnist_scattering(*, data: Data = "MNIST", groups: int = 27, whole: bool = Fa
         build=partial(head, groups),
         data=_tiny if tiny else partial(features, data, held=500 if whole else None),
         surfaces=(Box(-0.1, 2.0),),
-        threat=None,
+        threat=Linf(0.05),
         recipe=Recipe(epochs=1 if tiny else 10, batch_size=20 if tiny else 128, learning_rate=0.05, schedule="cosine"),
         options=", ".join(f"{key}={value!r}" for key, (value, default) in settings.items() if value != default),
     )
