@@ -17,6 +17,8 @@ from secure_ml.tasks.mnist_cnn import enlarged_digits
 from secure_ml.threats import Linf
 
 Data = Literal["MNIST", "FashionMNIST"]
+SCALE = 10.0
+"""Brings the features of order 2, about 0.01, well above what keeps a normalisation from dividing by 0."""
 CHUNK = 50
 """Images whose wavelets fit into a processor's cache."""
 
@@ -37,7 +39,7 @@ def mnist_scattering(*, data: Data = "MNIST", groups: int = 27, whole: bool = Fa
         name="mnist_scattering",
         build=partial(head, groups),
         data=_tiny if tiny else partial(features, data, held=500 if whole else None),
-        surfaces=(Box(-0.1, 2.0),),
+        surfaces=(Box(-1.0, 20.0),),
         threat=Linf(0.05),
         recipe=Recipe(epochs=1 if tiny else 10, batch_size=20 if tiny else 128, learning_rate=0.05, schedule="cosine"),
         options=", ".join(f"{key}={value!r}" for key, (value, default) in settings.items() if value != default),
@@ -62,7 +64,7 @@ def _scattered(data: str) -> tuple[Batch, Batch]:
 
 
 def _features(values: Tensor) -> Tensor:
-    return torch.cat([scatter(piece) for piece in values.split(CHUNK)]) if values.ndim == 4 else values
+    return torch.cat([SCALE * scatter(piece) for piece in values.split(CHUNK)]) if values.ndim == 4 else values
 
 
 def _tiny(rng: torch.Generator) -> Splits:
