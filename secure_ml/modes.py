@@ -12,13 +12,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; every submodule's own training flag returns afterwards.
 
     Recurrent layers of torch are in training mode without their dropout, which gives the same answers: cuDNN
-    refuses to differentiate them in evaluation mode. Inside another block for the same module, this one does nothing.
+    refuses to differentiate them in evaluation mode. Inside another block for the same module, this one does nothing,
+    unless somebody has set training mode since.
     """
-    if module in _INSIDE:
+    if module in _INSIDE and not module.training:
         yield
         return
     flags = [(part, part.training) for part in module.modules()]
     recurrent = [(part, part.dropout) for part in module.modules() if isinstance(part, nn.RNNBase)]
+    outermost = module not in _INSIDE
     module.eval()
     for layer, _ in recurrent:
         layer.training, layer.dropout = True, 0.0
@@ -26,7 +28,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        _INSIDE.discard(module)
+        if outermost:
+            _INSIDE.discard(module)
         for layer, dropout in recurrent:
             layer.dropout = dropout
         for part, flag in flags:

@@ -61,13 +61,18 @@ class LeavesGradients(sm.Evasion):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainsTheVictim(sm.Evasion):
-    """Leaves the module in training mode."""
+    """Leaves the module in training mode: while it attacks, which the family mends, and after it was judged."""
 
     surfaces: ClassVar[tuple[type[Surface], ...]] = (sm.Box,)
 
     def perturb(self, access: WhiteBox, batch: Batch, threat: Threat, rng: torch.Generator) -> Tree:
         access.module.train()
         return batch.inputs
+
+    def evaluate(self, victim: sm.Victim, **settings: Any) -> Result:
+        result = super().evaluate(victim, **settings)
+        victim.module.train()
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 import secure_ml as sm
 from tests import broken, evasion_laws, laws
@@ -51,6 +52,20 @@ def test_leaky_threat() -> None:
 
 def test_family_does_not_believe_a_cheat() -> None:
     evasion_laws.law_stays_in_threat(broken.Cheats(), tiny_victim(DIGITS))
+
+
+def test_an_attack_in_training_mode_changes_no_score() -> None:
+    """Served answers stay those of evaluation mode, whatever mode the attack leaves the module in."""
+    task = tiny_task(DIGITS)
+    forgetful = replace(task, build=lambda: nn.Sequential(task.build(), nn.Dropout(0.9)))
+    victim = sm.fit(forgetful, seed=0, device="cpu")
+    for attack in (broken.TrainsTheVictim(), broken.JudgesTheModule()):  # either changes nothing
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            rows = attack.evaluate(victim, threat=None, seed=0, examples=50).rows
+        victim.module.eval()
+        accuracy = task.score.measure(victim.served, victim.tested(50)).value
+        assert rows[0].value == accuracy
 
 
 def test_judging_the_module_instead_of_what_is_served() -> None:
