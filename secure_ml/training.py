@@ -99,6 +99,15 @@ class Shuffled:
         yield from torch.randperm(self.n, generator=self.rng).split(self.batch_size)
 
 
+def mean_loss(losses: Tensor, size: int) -> Tensor:
+    """The share of losses ``(b,)`` in the mean over a batch of ``size`` examples."""
+    return losses.sum() / max(size, 1)
+
+
+def nothing() -> None:
+    """What a plain plan does between the pieces of a batch."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """Everything that the training loop uses. A defense returns a plan whose parts act like the ones it was given."""
@@ -110,6 +119,12 @@ class Plan:
     loss: Loss
     transform: Transform
     """Rewrites a batch before the loss sees it: augmentation, adversarial training."""
+    objective: Callable[[Tensor, int], Tensor] = mean_loss
+    """Losses ``(b,)`` of a piece of a batch, and the size of the whole batch, to the number that is differentiated."""
+    gather: Callable[[], None] = nothing
+    """Called when the gradients of a piece are there."""
+    piece: int | None = None
+    """Examples that are differentiated at a time, which bounds memory; the whole batch unless given."""
     epochs: int
     schedule: Callable[[float], float]
     """Share of training done, in [0, 1), to the factor on the learning rate."""
@@ -165,6 +180,17 @@ def fit(
     victim.module.eval()
     seconds = time.perf_counter() - start + (kept.seconds if kept else 0.0)
     return serve(replace(victim, served=Plain(victim.module, task.chunk), seconds=seconds))
+
+
+def fit_many(
+    tasks: Sequence[Task],
+    defenses: Sequence[Defense] = (),
+    *,
+    seeds: Sequence[int],
+    device: str | torch.device = "auto",
+) -> list[Victim]:
+    """The victims that `fit` makes of each task and seed under one stack of defenses, in turn."""
+    return [fit(task, defenses, seed=seed, device=device) for task, seed in zip(tasks, seeds, strict=True)]
 
 
 @contextmanager
@@ -284,12 +310,17 @@ def _step(plan: Plan, epoch: int, index: int, batch: Batch) -> Tensor:
     with plan.crafting(plan.module):
         batch = plan.transform(plan.module, batch)
     plan.optimizer.zero_grad()
-    losses = plan.loss(plan.module, batch)
-    (losses.sum() / max(len(batch), 1)).backward()
+    pieces = []
+    for part in batch.chunks(plan.piece or max(len(batch), 1)):
+        losses = plan.loss(plan.module, part)
+        plan.objective(losses, len(batch)).backward()
+        plan.gather()
+        pieces.append(losses.detach())
+    losses = torch.cat(pieces)
     for observe in plan.observers:
-        observe(Step(plan, epoch, index, batch, losses.detach()))
+        observe(Step(plan, epoch, index, batch, losses))
     plan.optimizer.step()
-    return losses.detach().sum()
+    return losses.sum()
 
 
 class _Best:

@@ -16,6 +16,7 @@ from secure_ml.errors import NotApplicable, require
 from secure_ml.outputs import Reveal
 from secure_ml.randomness import generator
 from secure_ml.rows import Row, make_row, pool_rows
+from secure_ml.shadows import Shadows, shadows_of
 from secure_ml.stats import Estimate, Pair, auc, pooled, tpr_at
 from secure_ml.task import Task
 from secure_ml.threats import Threat
@@ -27,6 +28,25 @@ FALSE_POSITIVES = 10
 """A rate is not reported where the non-members allow fewer false positives than this."""
 
 
+class Questioned(BlackBox):
+    """The served model behind its meter, and shadows of it: trained when they are first asked for."""
+
+    def __init__(self, victim: Victim, reveal: Reveal, batch: Batch) -> None:
+        super().__init__(victim.task, victim.served, reveal)
+        self._victim, self._batch = victim, batch
+
+    def shadows(self, count: int, *, online: bool = True) -> Shadows:
+        """``count`` models trained like the victim, online each on half of the examples in question, offline on none.
+
+        They answer behind the victim's own defenses; what they are asked is not counted, for they are the adversary's.
+        """
+        return shadows_of(self._victim, self._batch, count, online=online)
+
+    def like(self, shadow: Victim) -> BlackBox:
+        """A shadow behind the same limits as the victim."""
+        return BlackBox(self.task, shadow.served, self.reveal)
+
+
 class Membership(Attack):
     """The adversary asks the served model, knows the true targets, and holds auxiliary data of its own."""
 
@@ -35,7 +55,7 @@ class Membership(Attack):
     """How much of each answer the adversary sees."""
 
     @abstractmethod
-    def score(self, access: BlackBox, batch: Batch, aux: Batch, rng: torch.Generator) -> Tensor:
+    def score(self, access: Questioned, batch: Batch, aux: Batch, rng: torch.Generator) -> Tensor:
         """How much each example looks like a member, ``(B,)``; higher is more."""
 
     @final
@@ -56,7 +76,7 @@ class Membership(Attack):
         require(n >= 1, f"{victim.task} has no members and non-members to tell apart")
         rng = generator(seed, "membership", repr(self))
         batch, member = _mixed(victim, n, rng)
-        access = BlackBox(victim.task, victim.served, self.reveal)
+        access = Questioned(victim, self.reveal, batch)
         with stopwatch(victim.device) as seconds:
             scores = self.score(access, batch, victim.splits.aux, rng)
         require(scores.shape == (2 * n,), f"{self!r} gave scores of shape {tuple(scores.shape)} for {2 * n} examples")
