@@ -27,8 +27,8 @@ class Shadows:
 
 def shadows_of(victim: Victim, batch: Batch, count: int, *, online: bool = True) -> Shadows:
     """The shadows of a victim, the last ones again where the same are asked for: several attacks share them."""
-    key = (repr(victim.task), stack_name(victim.defenses), victim.seed, str(victim.device), count, online)
-    key = (*key, victim.splits.fingerprint(), Splits(batch, batch, batch, batch).fingerprint())
+    data = victim.splits.fingerprint(), Splits(batch, batch, batch, batch).fingerprint()
+    key = (repr(victim.task), stack_name(victim.defenses), victim.seed, str(victim.device), count, online, data)
     if key not in _LAST:
         _LAST.clear()
         _LAST[key] = train_shadows(victim, batch, victim.splits.aux, count, online=online)
