@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from defenses.dp_sgd.engine import is_private
 from secure_ml.access import WhiteBox
 from secure_ml.adaptive import log_probabilities
 from secure_ml.batch import Batch, Tree
@@ -159,5 +160,5 @@ class Recorder:
 
 def refuse_private(name: str, module: nn.Module, reason: str) -> None:
     """Raise `UsageError` for a module that is wrapped so that each example's gradient is clipped on its own."""
-    if hasattr(module, "to_standard_module"):
+    if is_private(module):
         raise UsageError(f"{name} does not go with DP-SGD: {reason}; leave one of them out")

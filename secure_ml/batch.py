@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from typing import TypeAlias, cast
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -84,6 +84,8 @@ class Splits:
     test: Batch
     aux: Batch
     others: Batch | None = None
+    owner: Tensor | None = field(default=None, kw_only=True)
+    """Whose each training example is, ``(n,)``, where persons have several; on the CPU."""
 
     @property
     def nonmembers(self) -> Batch:
@@ -92,16 +94,17 @@ class Splits:
 
     def to(self, device: torch.device) -> Splits:
         """All parts on another device."""
-        return Splits(**{name: part.to(device) for name, part in self.parts().items()})
+        moved: dict[str, Any] = {name: part.to(device) for name, part in self.parts().items()}
+        return replace(self, **moved)
 
     def parts(self) -> dict[str, Batch]:
         """The parts that there are, by name."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: part for name, part in named.items() if part is not None}
+        named = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: part for name, part in named.items() if isinstance(part, Batch)}
 
     def fingerprint(self) -> str:
         """A hash of every number in every part."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"" if self.owner is None else self.owner.numpy().tobytes())
         for name, part in self.parts().items():
             for tensor in (*leaves(part.inputs), *leaves(part.target)):
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -362,6 +362,11 @@ def _cosine(done: float) -> float:
     return (1 + cos(pi * done)) / 2
 
 
+def named_schedule(name: str) -> Callable[[float], float]:
+    """Share of training done, in [0, 1), to the factor on the learning rate, for one of `SCHEDULES`."""
+    return _SCHEDULES[name]
+
+
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda _: 1.0,
     "cosine": _cosine,

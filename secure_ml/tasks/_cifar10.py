@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,7 +25,8 @@ PUBLIC = "mean and spread of the colours of CIFAR-10 are public"
 def cifar10(rng: torch.Generator) -> Splits:
     """Images ``(B, 3, 32, 32)`` in [0, 1]: 40,000, 2,000, the official test set, 5,000 and 3,000 non-members."""
     parts = hold_out(*_images(directory()), rng, validation=2000, aux=5000, others=3000)
-    return Splits(**{name: scaled(part) for name, part in parts.parts().items()})
+    scaled_parts: dict[str, Any] = {name: scaled(part) for name, part in parts.parts().items()}
+    return Splits(**scaled_parts)
 
 
 def scaled(part: Batch) -> Batch:

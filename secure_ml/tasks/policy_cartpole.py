@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,8 @@ def _agreeing(outputs: Tensor) -> Tree:
 def _explored(game: CartPole, n: int, rng: torch.Generator) -> Splits:
     """Transitions of a policy that acts at random, a quarter as many for each other part as for training."""
     sizes = {part: n if part == "train" else n // 4 for part in PARTS}
-    return Splits(**{part: _batch(game, at_random(game, rng), m, part, rng) for part, m in sizes.items()})
+    parts: dict[str, Any] = {part: _batch(game, at_random(game, rng), m, part, rng) for part, m in sizes.items()}
+    return Splits(**parts)
 
 
 def _rolled_out(game: CartPole, n: int, module: nn.Module, batch: Batch, rng: torch.Generator) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +113,8 @@ def _agreeing(outputs: Tensor) -> Tree:
 def _explored(game: FrozenLake, n: int, rng: torch.Generator) -> Splits:
     """Transitions of a policy that acts at random, a sixth as many for each other part as for training."""
     sizes = {part: n if part == "train" else n // 6 for part in PARTS}
-    return Splits(**{part: _batch(game, at_random(game, rng), m, part, True, rng) for part, m in sizes.items()})
+    parts: dict[str, Any] = {part: _batch(game, at_random(game, rng), m, part, True, rng) for part, m in sizes.items()}
+    return Splits(**parts)
 
 
 def _replay(game: FrozenLake, added: int, kept: int, module: nn.Module, batch: Batch, rng: torch.Generator) -> Batch:

@@ -1,0 +1,252 @@
+"""How each kind of layer turns what it saw into the gradients of single examples: the cheaper of two ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.nn import functional as F
+
+Call: TypeAlias = "tuple[tuple[Tensor, ...], Tensor]"
+"""The inputs of one call of a layer and the gradient of the losses in its output; examples are the first dimension."""
+Rows: TypeAlias = dict[str, Tensor]
+"""Gradients ``(b, *shape)`` of single examples, by the parameter's name in its layer."""
+
+
+class Record:
+    """What a layer keeps of a piece of a batch: squared norms of single gradients, and their sums under any weights."""
+
+    def squares(self) -> Tensor:
+        """Squared norms ``(b,)`` of the gradients of all parameters of the layer together."""
+        raise NotImplementedError
+
+    def sums(self, weights: Tensor) -> Rows:
+        """Gradients summed over the examples with these weights ``(b,)``."""
+        raise NotImplementedError
+
+    def rows(self) -> Rows:
+        """Every example's own gradient, in full."""
+        raise NotImplementedError
+
+
+class Kept(Record):
+    """Every example's own gradient, where that takes less room than what it is made of."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def squares(self) -> Tensor:
+        """As in `Record`."""
+        return torch.stack([rows.flatten(1).square().sum(1) for rows in self._rows.values()]).sum(0)
+
+    def sums(self, weights: Tensor) -> Rows:
+        """As in `Record`."""
+        return {name: (weights @ rows.flatten(1)).view(rows.shape[1:]) for name, rows in self._rows.items()}
+
+    def rows(self) -> Rows:
+        """As in `Record`."""
+        return self._rows
+
+
+class Ghost(Record):
+    """A matrix product's inputs ``(b, T, D)`` and output gradients ``(b, T, O)``, from which no gradient is made.
+
+    An example's squared norm is the sum over its places of products of inner products (Li et al. 2022,
+    https://arxiv.org/abs/2110.05679).
+    """
+
+    def __init__(self, seen: Tensor, slope: Tensor, shape: torch.Size, bias: bool) -> None:
+        self.seen, self.slope, self.shape, self.bias = seen, slope, shape, bias
+
+    def squares(self) -> Tensor:
+        """As in `Record`."""
+        if self.seen.shape[1] == 1:
+            slope = self.slope[:, 0].square().sum(1)
+            return self.seen[:, 0].square().sum(1) * slope + (slope if self.bias else 0)
+        products = (self.seen @ self.seen.transpose(1, 2)) * (self.slope @ self.slope.transpose(1, 2))
+        squares = products.sum((1, 2)).clamp(min=0)
+        return squares + self.slope.sum(1).square().sum(1) if self.bias else squares
+
+    def sums(self, weights: Tensor) -> Rows:
+        """As in `Record`."""
+        slope = self.slope * weights[:, None, None]
+        flat = slope.flatten(0, 1)
+        found = {"weight": (flat.t() @ self.seen.flatten(0, 1)).view(self.shape)}
+        return found | ({"bias": flat.sum(0)} if self.bias else {})
+
+    def rows(self) -> Rows:
+        """As in `Record`."""
+        return product(self.seen, self.slope, self.shape, self.bias)
+
+
+class Lookup(Record):
+    """Rows of a table that were looked up, ``(b, T)``, and the gradients ``(b, T, D)`` of what was found there."""
+
+    def __init__(self, index: Tensor, slope: Tensor, shape: torch.Size, padding: int | None) -> None:
+        self.index, self.shape = index, shape
+        self.slope = slope if padding is None else slope * (index != padding)[..., None]
+
+    def squares(self) -> Tensor:
+        """As in `Record`; what one example looked up twice is added up first."""
+        if self.index.shape[1] == 1:
+            return self.slope[:, 0].square().sum(1)
+        examples = torch.arange(len(self.index), device=self.index.device)
+        keys = examples[:, None] * self.shape[0] + self.index
+        found, place = torch.unique(keys, return_inverse=True)
+        sums = self.slope.new_zeros(len(found), self.shape[1]).index_add_(0, place.flatten(), self.slope.flatten(0, 1))
+        whose = found.div(self.shape[0], rounding_mode="floor")
+        return self.slope.new_zeros(len(self.index)).index_add_(0, whose, sums.square().sum(1))
+
+    def sums(self, weights: Tensor) -> Rows:
+        """As in `Record`."""
+        slope = (self.slope * weights[:, None, None]).flatten(0, 1)
+        return {"weight": slope.new_zeros(self.shape).index_add_(0, self.index.flatten(), slope)}
+
+    def rows(self) -> Rows:
+        """As in `Record`."""
+        whole = self.slope.new_zeros(len(self.index), *self.shape)
+        place = self.index[..., None].expand(-1, -1, self.shape[1])
+        return {"weight": whole.scatter_add_(1, place, self.slope)}
+
+
+def product(seen: Tensor, slope: Tensor, shape: torch.Size, bias: bool) -> Rows:
+    """Single gradients of a matrix product, from inputs ``(b, T, D)`` and output gradients ``(b, T, O)``."""
+    single = seen.shape[1] == 1
+    weight = slope[:, 0, :, None] * seen[:, 0, None, :] if single else slope.transpose(1, 2) @ seen
+    found = {"weight": weight.view(len(seen), *shape)}
+    return found | ({"bias": slope.sum(1)} if bias else {})
+
+
+def of_linear(layer: nn.Linear, calls: Sequence[Call], count: int) -> Record:
+    """A dense layer; the first dimension is the example, all between it and the last are places."""
+    inputs = [seen.reshape(count, -1, layer.in_features) for (seen,), _ in calls]
+    slopes = [slope.reshape(count, -1, layer.out_features) for _, slope in calls]
+    return _product(_joined(inputs), _joined(slopes), layer.weight.shape, layer.bias is not None)
+
+
+def of_convolution(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call], count: int) -> Record:
+    """A convolution: a matrix product of windows; its places are those of the output."""
+    seen = _joined([_windows(layer, inputs[0]).reshape(count, -1, *_window(layer)) for inputs, _ in calls])
+    slope = _joined([_places(slope).reshape(count, -1, layer.out_channels) for _, slope in calls])
+    shape, bias = layer.weight.shape, layer.bias is not None
+    if layer.groups == 1:
+        return _product(seen.flatten(2), slope, shape, bias)
+    parts = slope.view(*slope.shape[:2], layer.groups, -1)
+    weight = torch.einsum("btgo,btgd->bgod", parts, seen).reshape(count, *shape)
+    return Kept({"weight": weight} | ({"bias": slope.sum(1)} if bias else {}))
+
+
+def of_embedding(layer: nn.Embedding, calls: Sequence[Call], count: int) -> Record:
+    """A table of vectors; what lies at ``padding_idx`` is never trained."""
+    index = _joined([seen.reshape(count, -1) for (seen,), _ in calls])
+    slope = _joined([slope.reshape(count, -1, layer.embedding_dim) for _, slope in calls])
+    return Lookup(index, slope, layer.weight.shape, layer.padding_idx)
+
+
+def of_layer_norm(layer: nn.LayerNorm, calls: Sequence[Call], count: int) -> Record:
+    """Layer normalisation."""
+    places = len(layer.normalized_shape)
+
+    def one(seen: Tensor, slope: Tensor) -> Rows:
+        normed = F.layer_norm(seen, layer.normalized_shape, eps=layer.eps)
+        found = {"weight": slope * normed} | ({"bias": slope} if layer.bias is not None else {})
+        return {name: rows.reshape(count, -1, *rows.shape[-places:]).sum(1) for name, rows in found.items()}
+
+    return _added([one(seen, slope) for (seen,), slope in calls])
+
+
+def of_group_norm(layer: nn.GroupNorm, calls: Sequence[Call], count: int) -> Record:
+    """Group normalisation."""
+
+    def one(seen: Tensor, slope: Tensor) -> Rows:
+        normed = F.group_norm(seen, layer.num_groups, eps=layer.eps)
+        found = {"weight": slope * normed, "bias": slope}
+        channels = {name: rows.flatten(2).sum(2) if rows.ndim > 2 else rows for name, rows in found.items()}
+        return {name: rows.reshape(count, -1, layer.num_channels).sum(1) for name, rows in channels.items()}
+
+    return _added([one(seen, slope) for (seen,), slope in calls])
+
+
+def of_any(layer: nn.Module, calls: Sequence[Call], count: int) -> Record:
+    """Any other layer, one example at a time in one vectorised program: right, and slower."""
+    own = {name: p for name, p in layer.named_parameters(recurse=False) if p.requires_grad}
+
+    def one(inputs: tuple[Tensor, ...], slope: Tensor) -> Rows:
+        def run(parameters: Rows) -> Tensor:
+            out: Tensor = functional_call(layer, parameters, tuple(part[None] for part in inputs))
+            return out
+
+        pull = vjp(run, {name: p.detach() for name, p in own.items()})[1]
+        return cast("Rows", pull(slope[None])[0])
+
+    found = [vmap(one, randomness="same")(inputs, slope) for inputs, slope in calls]
+    return _added([{n: rows.reshape(count, -1, *own[n].shape).sum(1) for n, rows in f.items()} for f in found])
+
+
+RULES: dict[type[nn.Module], Callable[..., Record]] = {
+    nn.Linear: of_linear,
+    nn.Conv1d: of_convolution,
+    nn.Conv2d: of_convolution,
+    nn.Embedding: of_embedding,
+    nn.LayerNorm: of_layer_norm,
+    nn.GroupNorm: of_group_norm,
+}
+
+
+def record(layer: nn.Module, calls: Sequence[Call], count: int) -> Record:
+    """What a layer that was called so keeps of ``count`` examples, each of which may be several rows in turn."""
+    whole = all(p.requires_grad for p in layer.parameters(recurse=False))
+    rule = RULES.get(type(layer), of_any)
+    made: Record = rule(layer, calls, count)
+    if whole or rule is of_any:
+        return made
+    return Kept({name: rows for name, rows in made.rows().items() if getattr(layer, name).requires_grad})
+
+
+def _product(seen: Tensor, slope: Tensor, shape: torch.Size, bias: bool) -> Record:
+    """The cheaper record of a matrix product: in room, and so in time as well (Bu et al. 2022)."""
+    places, wide, high = seen.shape[1], seen.shape[2], slope.shape[2]
+    if places * (wide + high) <= wide * high or places == 1:
+        return Ghost(seen, slope, shape, bias)
+    return Kept(product(seen, slope, shape, bias))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The calls of a layer one after the other, as further places."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _added(found: list[Rows]) -> Kept:
+    first, *others = found
+    for more in others:
+        first = {name: rows + more[name] for name, rows in first.items()}
+    return Kept(first)
+
+
+def _places(values: Tensor) -> Tensor:
+    """``(n, C, *places)`` as ``(n, places, C)``."""
+    return values.flatten(2).transpose(1, 2)
+
+
+def _window(layer: nn.Conv1d | nn.Conv2d) -> tuple[int, int]:
+    """Groups, and numbers in a window of one of them."""
+    return layer.groups, layer.weight[0].numel()
+
+
+def _windows(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
+    """The windows ``(n, places, C * kernel)`` that a convolution multiplies."""
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        inputs, padding = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode), (0,) * (inputs.ndim - 2)
+    else:
+        padding = layer.padding
+    if inputs.ndim == 3:
+        inputs, flat = inputs[:, :, None], (1,)
+        kernel, stride, dilation = flat + layer.kernel_size, flat + layer.stride, flat + layer.dilation
+        padding = (0, *padding)
+    else:
+        kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    return F.unfold(inputs, kernel, dilation, padding, stride).transpose(1, 2)
