@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,58 +20,99 @@ from secure_ml.victim import Victim
 
 @dataclass(frozen=True)
 class Shadows:
-    """Models trained like the victim, and which of the examples in question each was trained on."""
+    """Models trained like the victim, and what each was trained on; they keep no data of their own."""
 
     victims: tuple[Victim, ...]
     saw: Tensor
-    """Mask ``(S, B)``; on the CPU."""
+    """Which of the examples in question: a mask ``(S, B)`` on the CPU."""
+    saw_aux: Tensor
+    """Which of the auxiliary examples: a mask ``(S, A)`` on the CPU."""
 
 
 def shadows_of(victim: Victim, batch: Batch, count: int, *, online: bool = True) -> Shadows:
-    """The shadows of a victim, the last ones again where the same are asked for: several attacks share them."""
-    data = victim.splits.fingerprint(), Splits(batch, batch, batch, batch).fingerprint()
-    key = (repr(victim.task), stack_name(victim.defenses), victim.seed, str(victim.device), count, online, data)
-    if key not in _LAST:
-        _LAST.clear()
-        _LAST[key] = train_shadows(victim, batch, victim.splits.aux, count, online=online)
-    return _LAST[key]
+    """The shadows of a victim; those that an earlier call trained are handed out again: several attacks share them.
 
-
-def train_shadows(victim: Victim, batch: Batch, aux: Batch, count: int, *, online: bool = True) -> Shadows:
-    """``count`` shadows of a victim; online, each example of ``batch`` was seen by exactly half of them.
-
-    Shadows come in pairs that saw complementary halves of the batch, and fill up with examples of ``aux`` to as many as
-    the victim was trained on, where there are so many. Offline, they saw none of the batch. What is held out for
-    validation is the victim's own part, as public as its recipe. Raises `UsageError` for a count that is not even and
-    at least 2, or an empty ``aux`` offline.
+    The i-th shadow is the same however many are asked for, and offline whatever the examples in question are.
+    Raises `UsageError` as `train_shadows` does.
     """
+    _check(victim, count, online)
+    data = victim.splits.fingerprint(), _fingerprint(batch) if online else ""
+    key = (id(victim.task), stack_name(victim.defenses), victim.seed, str(victim.device), online, *data)
+    _, kept = _LAST.pop(key, (victim.task, ()))
+    kept += train_shadows(victim, batch, count, online=online, first=len(kept)).victims
+    _LAST[key] = victim.task, kept
+    while len(_LAST) > KEPT:
+        _LAST.popitem(last=False)
+    return Shadows(kept[:count], *_masks(victim, len(batch), range(count), online))
+
+
+def train_shadows(victim: Victim, batch: Batch, count: int, *, online: bool = True, first: int = 0) -> Shadows:
+    """The shadows ``first`` to ``count`` of a victim; online, each example of ``batch`` is seen by exactly half.
+
+    Shadows come in pairs that saw complementary halves of the batch, and fill up with auxiliary examples to as many as
+    the victim was trained on, but no more than four fifths of what there is, a different part each: of five in a row,
+    every auxiliary example is left out by one at least. Offline, they saw none of the batch. What is held out for
+    validation is the victim's own part, as public as its recipe. Where the victim knows whose each example is, a
+    shadow takes each for another person's. Raises `UsageError` for a count that is not even and at least 2, or no
+    auxiliary data offline.
+    """
+    _check(victim, count, online)
+    chosen = range(first, count)
+    saw, saw_aux = _masks(victim, len(batch), chosen, online)
+    tasks = [_task(victim, batch, mine, more) for mine, more in zip(saw, saw_aux, strict=True)]
+    seeds = [derive(victim.seed, "shadow", i) % 2**31 for i in chosen]
+    trained = fit_many(tasks, victim.defenses, seeds=seeds, device=victim.device) if tasks else []
+    none = victim.splits.test.take(slice(0, 0))
+    bare = Splits(none, none, none, none)
+    return Shadows(tuple(replace(shadow, splits=bare) for shadow in trained), saw, saw_aux)
+
+
+def _check(victim: Victim, count: int, online: bool) -> None:
     require(count >= 2 and count % 2 == 0, f"shadows come in pairs: ask for an even number of at least 2, not {count}")
-    require(online or len(aux) > 0, "shadows that saw none of the examples need auxiliary data to be trained on")
-    rng = generator(victim.seed, "shadows", count, online)
-    saw = torch.zeros(count, len(batch), dtype=torch.bool)
-    for first in range(0, count if online else 0, 2):
-        half = torch.randperm(len(batch), generator=rng) < len(batch) / 2
-        saw[first], saw[first + 1] = half, ~half
-    size = len(victim.splits.train)
-    tasks = [_task(victim, _members(batch, aux, mask, size, rng)) for mask in saw]
-    seeds = [derive(victim.seed, "shadow", i) % 2**31 for i in range(count)]
-    return Shadows(tuple(fit_many(tasks, victim.defenses, seeds=seeds, device=victim.device)), saw)
+    require(
+        online or len(victim.splits.aux) > 0,
+        f"shadows that saw none of the examples need auxiliary data to be trained on, of which {victim.task} has none",
+    )
 
 
-def _members(batch: Batch, aux: Batch, mask: Tensor, size: int, rng: torch.Generator) -> Batch:
-    """What one shadow is trained on: its share of the batch, filled up from the auxiliary data."""
-    missing = min(max(size - int(mask.sum()), 0), len(aux))
-    mine, more = batch.take(mask), aux.take(torch.randperm(len(aux), generator=rng)[:missing])
-    return Batch(join([mine.inputs, more.inputs]), join([mine.target, more.target]))
+def _masks(victim: Victim, n: int, chosen: range, online: bool) -> tuple[Tensor, Tensor]:
+    """What these shadows are trained on: masks ``(S, n)`` of the batch and ``(S, A)`` of the auxiliary data."""
+    size, held = len(victim.splits.train), len(victim.splits.aux)
+    saw = torch.zeros(len(chosen), n, dtype=torch.bool)
+    saw_aux = torch.zeros(len(chosen), held, dtype=torch.bool)
+    for row, i in enumerate(chosen):
+        if online:
+            half = torch.randperm(n, generator=generator(victim.seed, "shadow halves", i // 2)) < n / 2
+            saw[row] = half if i % 2 == 0 else ~half
+        most = max(held * (PARTS - 1) // PARTS, min(held, 1))
+        taken = min(max(size - int(saw[row].sum()), 0), most)
+        order = torch.randperm(held, generator=generator(victim.seed, "shadow aux", i // PARTS))
+        saw_aux[row, order.roll(i % PARTS * held // PARTS)[:taken]] = True
+    return saw, saw_aux
 
 
-def _task(victim: Victim, train: Batch) -> Task:
-    """The victim's task on other examples."""
-    splits = victim.splits
-    none = splits.test.take(slice(0, 0))
-    parts = Splits(train=train, validation=splits.validation, test=none, aux=none)
-    return replace(victim.task, name=f"{victim.task.name}_shadow", data=lambda _: parts)
+def _task(victim: Victim, batch: Batch, mine: Tensor, more: Tensor) -> Task:
+    """The victim's task on other examples, which are put together when they are drawn."""
+    data = partial(_draw, victim, batch, mine, more)
+    return replace(victim.task, name=f"{victim.task.name}_shadow", data=data)
 
 
-_LAST: dict[tuple[object, ...], Shadows] = {}
-"""The shadows that were trained last in this process."""
+def _draw(victim: Victim, batch: Batch, mine: Tensor, more: Tensor, rng: torch.Generator) -> Splits:
+    parts = [batch.take(mine.to(victim.device)), victim.splits.aux.take(more.to(victim.device))]
+    train = Batch(join([part.inputs for part in parts]), join([part.target for part in parts]))
+    none = victim.splits.test.take(slice(0, 0))
+    owner = None if victim.splits.owner is None else torch.arange(len(train))
+    return Splits(train, victim.splits.validation, none, none, owner=owner)
+
+
+def _fingerprint(batch: Batch) -> str:
+    none = batch.take(slice(0, 0))
+    return Splits(batch, none, none, none).fingerprint()
+
+
+PARTS = 5
+"""Of which a shadow that is short of auxiliary examples is trained on all but one."""
+KEPT = 4
+"""Sets of shadows that are kept in this process."""
+_LAST: OrderedDict[tuple[object, ...], tuple[Task, tuple[Victim, ...]]] = OrderedDict()
+"""The shadows that were trained last; with the task, so that its id stays its own."""

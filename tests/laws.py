@@ -17,7 +17,7 @@ from secure_ml.defense import Defense
 from secure_ml.discovery import methods, task_builders
 from secure_ml.families.evasion import Evasion, attack_batch
 from secure_ml.families.extraction import Extraction
-from secure_ml.families.membership import Membership
+from secure_ml.families.membership import Membership, Questioned
 from secure_ml.families.poisoning import Poisoning
 from secure_ml.randomness import seeded
 from secure_ml.training import Loader, Plan, make_plan, train
@@ -158,11 +158,9 @@ def law_obeys_budget(attack: Extraction, victim: sm.Victim) -> None:
 
 def law_scores_each_example(attack: Membership, victim: sm.Victim) -> None:
     """One finite score an example, batches of 0 and 1 included; the rows lie in [0, 1]."""
-    from secure_ml.access import BlackBox
-
     for n in (0, 1, 10):
-        access = BlackBox(victim.task, victim.served, attack.reveal)
         batch = victim.splits.test.take(slice(0, n))
+        access = Questioned(victim, attack.reveal, batch)
         scores = attack.score(access, batch, victim.splits.aux, torch.Generator())
         assert scores.shape == (n,)
         assert bool(scores.isfinite().all())
