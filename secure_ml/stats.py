@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,18 +81,21 @@ def pooled(statistic: Callable[[Floats, Floats], float], victims: Sequence[Pair]
     The interval is a percentile bootstrap that draws victims and then, inside each, examples, so that it
     covers the randomness of training as well as that of the sample.
     """
-    rng = np.random.default_rng(0)
-
-    def draw() -> float:
-        chosen = [victims[i] for i in rng.integers(len(victims), size=len(victims))]
-        return _over(statistic, [(rng.choice(m, len(m)), rng.choice(o, len(o))) for m, o in chosen])
-
-    low, high = np.quantile([draw() for _ in range(rounds)], [0.025, 0.975])
+    low, high = np.quantile([statistic(*pair) for pair in redrawn(victims, rounds)], [0.025, 0.975])
     n = sum(len(m) + len(o) for m, o in victims)
     method = f"bootstrap over {len(victims)} victims and their examples"
-    return Estimate(_over(statistic, victims), float(low), float(high), n, method)
+    return Estimate(statistic(*together(victims)), float(low), float(high), n, method)
 
 
-def _over(statistic: Callable[[Floats, Floats], float], victims: Sequence[Pair]) -> float:
+def redrawn(victims: Sequence[Pair], rounds: int) -> Iterator[Pair]:
+    """The pooled scores of victims drawn with replacement, and inside each of examples drawn so."""
+    rng = np.random.default_rng(0)
+    for _ in range(rounds):
+        chosen = [victims[i] for i in rng.integers(len(victims), size=len(victims))]
+        yield together([(rng.choice(m, len(m)), rng.choice(o, len(o))) for m, o in chosen])
+
+
+def together(victims: Sequence[Pair]) -> Pair:
+    """The scores of all victims' members, and of all their non-members."""
     members, others = zip(*victims, strict=True)
-    return statistic(np.concatenate(members), np.concatenate(others))
+    return np.concatenate(members), np.concatenate(others)

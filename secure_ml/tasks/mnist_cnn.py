@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secure_ml.batch import Splits
 from secure_ml.data import hold_out, images
+from secure_ml.errors import require
 from secure_ml.task import Recipe, Task
 from secure_ml.tasks.digits_cnn import tiny_digits
 from secure_ml.threats import Linf
@@ -21,28 +22,44 @@ RECIPES: dict[Net, Recipe] = {
     "small": Recipe(epochs=10, batch_size=128, learning_rate=0.05, schedule="cosine"),
     "threshold": Recipe(epochs=25, batch_size=128, optimizer="Adam", learning_rate=2e-3, schedule="cosine"),
 }
+MOST = 28_000
+"""Examples of a subset with as many non-members: the adversary keeps a thousand at least."""
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
-def mnist_cnn(*, activation: Activation = "relu", net: Net = "small", whole: bool = False, tiny: bool = False) -> Task:
+def mnist_cnn(
+    *,
+    activation: Activation = "relu",
+    net: Net = "small",
+    whole: bool = False,
+    examples: int | None = None,
+    tiny: bool = False,
+) -> Task:
     """MNIST (60,000 and 10,000 images), the 26,010-parameter network of https://arxiv.org/abs/2007.14191.
 
     Args:
         activation: tanh trains better under DP-SGD.
         net: small, or threshold: 419,546 weights behind a soft threshold on each pixel, for adversarial training.
         whole: train on 56,000 images; the adversary and the non-members keep 500 each.
+        examples: train on so many images; as many are non-members, and the adversary has the rest but for 3,000.
         tiny: 160 images of scikit-learn's digits, enlarged to 28x28, 1 epoch.
     """
+    require(examples is None or not whole, "mnist_cnn trains on the whole set or on a number of examples, not both")
+    require(
+        examples is None or 1 <= examples <= MOST,
+        f"mnist_cnn can train on 1 to {MOST:,} examples with as many non-members; given {examples}",
+    )
     settings = {
         "activation": (activation, "relu"),
         "net": (net, "small"),
         "whole": (whole, False),
+        "examples": (examples, None),
         "tiny": (tiny, False),
     }
     return Task(
         name="mnist_cnn",
         build=partial({"small": small_network, "threshold": threshold_network}[net], activation),
-        data=enlarged_digits if tiny else partial(images_28, "MNIST", held=500 if whole else None),
+        data=enlarged_digits if tiny else partial(images_28, "MNIST", held=500 if whole else None, examples=examples),
         threat=Linf(0.3),
         recipe=replace(RECIPES[net], epochs=1, batch_size=20) if tiny else RECIPES[net],
         options=", ".join(f"{key}={value!r}" for key, (value, default) in settings.items() if value != default),
@@ -102,11 +119,15 @@ def threshold_network(activation: Activation) -> nn.Module:
     )
 
 
-def images_28(data: str, rng: torch.Generator, held: int | None = None) -> Splits:
+def images_28(data: str, rng: torch.Generator, held: int | None = None, examples: int | None = None) -> Splits:
     """40,000 to train, 3,000 to validate, 12,000 for the adversary, 5,000 non-members, the official test set.
 
-    Where a number is given, only so many are held back for the adversary, and so many as non-members.
+    Where a number is given, only so many are held back for the adversary, and so many as non-members. Where a number of
+    ``examples`` is given, so many are for training, so many are non-members, and what is left is for the adversary.
     """
+    if examples is not None:
+        train, test = images(data)
+        return hold_out(train, test, rng, validation=3000, aux=len(train) - 3000 - 2 * examples, others=examples)
     aux, others = (12000, 5000) if held is None else (held, held)
     return hold_out(*images(data), rng, validation=3000, aux=aux, others=others)
 
