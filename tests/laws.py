@@ -19,6 +19,7 @@ from secure_ml.families.evasion import Evasion, attack_batch
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership, Questioned
 from secure_ml.families.poisoning import Poisoning
+from secure_ml.families.reconstruction import Reconstruction
 from secure_ml.randomness import seeded
 from secure_ml.training import Loader, Plan, make_plan, train
 
@@ -195,6 +196,43 @@ def law_obeys_its_share(attack: Poisoning, victim: sm.Victim) -> None:
     test = victim.splits.test.take(slice(0, 20))
     value = task.score.measure(victim.served, test).value
     assert idle.rows[2].value == (value if math.isfinite(value) else None)
+
+
+def law_guesses_in_the_dark(attack: Reconstruction, victim: sm.Victim) -> None:
+    """The guess has its shape and is finite; the access holds no data; one example will do; nothing is no discovery.
+
+    A guess of no number is judged as one without content: its shares lie in [0, 1], as those of the attack do.
+    """
+    for examples in (1, 20):
+        try:
+            hidden = attack.secret.hide(victim, examples, seed=0)
+        except sm.NotApplicable:
+            return
+        with raises_usage():
+            hidden.access.task.draw(victim.seed)
+        with torch.random.fork_rng():
+            guess = attack.recover(hidden.access, torch.Generator().manual_seed(0))
+        assert tuple(guess.shape) == hidden.shape
+        assert bool(guess.isfinite().all())
+        assert not guess.requires_grad
+        for tried in (guess, torch.zeros(hidden.shape)):
+            verdict = hidden.judge(tried)
+            assert verdict.measured
+            for found in verdict.measured:
+                assert found.estimate is None or math.isfinite(found.estimate.value)
+                assert found.unit != "share" or found.estimate is None or 0 <= found.estimate.value <= 1
+    rows = attack.evaluate(victim, threat=None, seed=0, examples=20).rows
+    assert [row.measure for row in rows] == [found.measure for found in verdict.measured]
+
+
+@contextmanager
+def raises_usage() -> Iterator[None]:
+    """Assert that the block is refused."""
+    try:
+        yield
+    except sm.UsageError:
+        return
+    raise AssertionError("an adversary holds the data")
 
 
 # -- defenses ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from secure_ml.families.evasion import Evasion
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
 from secure_ml.families.poisoning import Poisoning
+from secure_ml.families.reconstruction import Reconstruction
 from secure_ml.identity import identify
 from tests import evasion_laws, laws
 from tests.laws import ATTACKS, DEFENSES, TASKS, applies, tiny_task, tiny_victim
@@ -39,9 +40,9 @@ def by_kind(cases: list[tuple[Any, ...]]) -> list[Any]:
 
 METHODS = [*ATTACKS.values(), *DEFENSES.values()]
 PAIRS = [(a, t) for a, t in product(ATTACKS.values(), TASKS) if applies(a.tiny(), tiny_task(t))]
-EVASIONS, EXTRACTIONS, MEMBERSHIPS, POISONINGS = (
+EVASIONS, EXTRACTIONS, MEMBERSHIPS, POISONINGS, RECONSTRUCTIONS = (
     [(a.tiny(), t) for a, t in PAIRS if issubclass(a, family)]
-    for family in (Evasion, Extraction, Membership, Poisoning)
+    for family in (Evasion, Extraction, Membership, Poisoning, Reconstruction)
 )
 GUARDS = [(d.tiny(), t) for d, t in product(DEFENSES.values(), TASKS) if applies(d.tiny(), tiny_task(t))]
 SMALL = [(d, t) for d, t in GUARDS if not (type(d).__name__ == "Homomorphic" and "mnist" in t)]
@@ -58,7 +59,7 @@ def test_there_is_something_to_check() -> None:
     assert len(ATTACKS) >= 4
     assert len(DEFENSES) >= 4
     assert len(TASKS) >= 7
-    assert min(map(len, (EVASIONS, EXTRACTIONS, MEMBERSHIPS, POISONINGS, NEUTRAL))) >= 7
+    assert min(map(len, (EVASIONS, EXTRACTIONS, MEMBERSHIPS, POISONINGS, RECONSTRUCTIONS, NEUTRAL))) >= 7
 
 
 @pytest.mark.parametrize("cls", METHODS)
@@ -101,6 +102,11 @@ def test_membership_scores_each_example(attack: Membership, name: str) -> None:
 @pytest.mark.parametrize(("attack", "name"), by_kind(POISONINGS))
 def test_poisoning_obeys_its_share(attack: Poisoning, name: str) -> None:
     laws.law_obeys_its_share(attack, tiny_victim(name))
+
+
+@pytest.mark.parametrize(("attack", "name"), by_kind(RECONSTRUCTIONS))
+def test_reconstruction_guesses_in_the_dark(attack: Reconstruction, name: str) -> None:
+    laws.law_guesses_in_the_dark(attack, tiny_victim(name))
 
 
 @pytest.mark.parametrize(("defense", "name"), by_kind(SMALL))

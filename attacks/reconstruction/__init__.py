@@ -1,0 +1,1 @@
+"""Reconstruction: training examples, attributes, secrets and properties of the training set, from what is released."""
