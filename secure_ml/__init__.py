@@ -10,6 +10,7 @@ from secure_ml.families.evasion import Evasion
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
 from secure_ml.families.poisoning import Poisoning
+from secure_ml.families.reconstruction import Reconstruction
 from secure_ml.families.scrutiny import Scrutiny
 from secure_ml.outputs import Classes, NextToken, Ranking, Values
 from secure_ml.report import evaluate
@@ -56,6 +57,7 @@ __all__ = [
     "Poisoning",
     "Ranking",
     "Recipe",
+    "Reconstruction",
     "Row",
     "Sample",
     "Scrutiny",
