@@ -1,7 +1,7 @@
 """How robust the stated MNIST net is: Linf 0.3, trained on a CPU, under the full AutoAttack ensemble.
 
-    secure-ml fit "mnist_cnn(net='threshold', whole=True)" --epochs 26 --out RUN/model --defense \
-        "trades(beta=6.0, radius=0.33, steps=5, warmup=0.1)+weight_averaging"
+    secure-ml fit "mnist_cnn(net='threshold', whole=True)" --epochs 32 --out RUN/model --defense \
+        "trades(beta=5.0, radius=0.33, steps=5, warmup=0.1)+weight_averaging"
     python -m benchmarks.adversarial_training RUN
 
 attacks the model in RUN/model, and trains it there by that recipe if there is none (a killed call goes on); the answers
@@ -29,8 +29,8 @@ from experiments._catalog import Catalog
 from secure_ml.stats import clopper_pearson
 
 TASK = "mnist_cnn(net='threshold', whole=True)"
-DEFENSE = "trades(beta=6.0, radius=0.33, steps=5, warmup=0.1)+weight_averaging"
-EPOCHS, SEED = 26, 0
+DEFENSE = "trades(beta=5.0, radius=0.33, steps=5, warmup=0.1)+weight_averaging"
+EPOCHS, SEED = 32, 0
 THREAT = sm.Linf(0.3)
 EXAMPLES, PIECE = 1000, 100
 HOURS, CLEAN, ROBUST = 2.0, 0.985, 0.91
