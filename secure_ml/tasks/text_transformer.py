@@ -62,7 +62,7 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits; where there is no word nothing is attended to, and nothing counts."""
         there = tokens != 0
-        places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        places = torch.arange(tokens.shape[1], device=tokens.device).repeat(len(tokens), 1)
         states = self.dropout(self.embedding(tokens) + self.places(places))
         for layer in self.layers:
             states = layer(states, there)
