@@ -6,6 +6,9 @@ import csv
 import gzip
 import math
 import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from secure_ml.batch import Batch, Splits
 from secure_ml.data import find, hold_out, split
-from secure_ml.errors import UsageError
+from secure_ml.errors import UsageError, require, unknown
 
 NUMBERS = {
     "age": (17, 90),
@@ -56,6 +59,28 @@ def columns(name: str) -> tuple[int, ...]:
 
 FEATURES = len(NUMBERS) + sum(map(len, CODES.values()))
 """Numbers that describe one person: 91."""
+
+
+def kept(drop: tuple[str, ...]) -> tuple[int, ...]:
+    """The features that are left without these columns of the table; `UsageError` for one that is not there."""
+    for name in drop:
+        if name not in (*NUMBERS, *CODES):
+            raise unknown("column of Adult", name, (*NUMBERS, *CODES))
+    left = tuple(place for name in (*NUMBERS, *CODES) if name not in drop for place in columns(name))
+    require(len(left) > 0, "a person needs at least one column; all were dropped")
+    return left
+
+
+def without(drop: tuple[str, ...], draw: Callable[[torch.Generator], Splits], rng: torch.Generator) -> Splits:
+    """The splits without some columns."""
+    left, parts = list(kept(drop)), draw(rng)
+
+    def fewer(part: Batch) -> Batch:
+        assert isinstance(part.inputs, Tensor)
+        return Batch(part.inputs[:, left], part.target)
+
+    changed: dict[str, Any] = {name: fewer(part) for name, part in parts.parts().items()}
+    return replace(parts, **changed)
 
 
 def people(rng: torch.Generator) -> Splits:
