@@ -110,19 +110,31 @@ def scale(batch: Batch) -> Batch:
     return Batch((inputs - low) / (high - low).clamp(min=1e-12), batch.target)
 
 
-def split(data: Batch, rng: torch.Generator, *, validation: int, test: int, aux: int) -> Splits:
-    """A random split into parts of these sizes; what is left is for training."""
+def split(
+    data: Batch, rng: torch.Generator, *, validation: int, test: int, aux: int, owner: Tensor | None = None
+) -> Splits:
+    """A random split into parts of these sizes; what is left is for training. ``owner`` ``(n,)`` says whose each is."""
     held = validation + test + aux
     require(held < len(data), f"{len(data)} examples are too few to hold out {held} and train on the rest")
     order = torch.randperm(len(data), generator=rng)
     sizes = [len(data) - held, validation, test, aux]
-    return Splits(*(data.take(part) for part in order.split(sizes)))
+    parts = order.split(sizes)
+    return Splits(*(data.take(part) for part in parts), owner=None if owner is None else owner[parts[0]])
 
 
-def hold_out(train: Batch, test: Batch, rng: torch.Generator, *, validation: int, aux: int, others: int) -> Splits:
+def hold_out(
+    train: Batch,
+    test: Batch,
+    rng: torch.Generator,
+    *,
+    validation: int,
+    aux: int,
+    others: int,
+    owner: Tensor | None = None,
+) -> Splits:
     """A random split of a training set whose test set is given; ``others`` of it are kept as non-members."""
-    parts = split(train, rng, validation=validation, test=others, aux=aux)
-    return Splits(parts.train, parts.validation, test, parts.aux, others=parts.test)
+    parts = split(train, rng, validation=validation, test=others, aux=aux, owner=owner)
+    return Splits(parts.train, parts.validation, test, parts.aux, others=parts.test, owner=parts.owner)
 
 
 def hashed_tokens(texts: list[str], vocabulary: int, length: int) -> Tensor:

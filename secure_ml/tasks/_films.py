@@ -118,16 +118,20 @@ def leave_last_out(films: Callable[[], Films], length: int, held: int, rng: torc
     parts = groups(known, held, rng)
     aux, others, members = ([windows(known.histories[user], length) for user in part] for part in parts)
 
-    def early(users: list[Batch]) -> Batch:
+    def early(users: list[Batch]) -> tuple[Batch, Tensor]:
         moments = _join([user.take(slice(0, -2)) for user in users])
-        return moments.take(torch.randperm(len(moments), generator=rng))
+        whose = torch.cat([torch.full((len(user) - 2,), place) for place, user in enumerate(users)])
+        order = torch.randperm(len(moments), generator=rng)
+        return moments.take(order), whose[order]
 
+    train, owner = early(members)
     return Splits(
-        train=early(members),
+        train=train,
         validation=_join([user.take(slice(-2, -1)) for user in members]),
         test=_join([user.take(slice(-1, None)) for user in members]),
-        aux=early(aux),
-        others=early(others),
+        aux=early(aux)[0],
+        others=early(others)[0],
+        owner=owner,
     )
 
 

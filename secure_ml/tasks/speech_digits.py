@@ -60,8 +60,9 @@ def _clips(speaker: int | None, rng: torch.Generator) -> Splits:
     clips = spoken(LENGTH)
     test = clips.official_test if speaker is None else clips.speaker == speaker
     known, held = clips.take(~test).labelled(), clips.take(test).labelled()
-    return hold_out(known, held, rng, validation=200, aux=300, others=200)
+    return hold_out(known, held, rng, validation=200, aux=300, others=200, owner=clips.take(~test).speaker)
 
 
 def _tiny(rng: torch.Generator) -> Splits:
-    return split(chirps(160, 256, rng).labelled(), rng, validation=16, test=40, aux=24)
+    clips = chirps(160, 256, rng)
+    return split(clips.labelled(), rng, validation=16, test=40, aux=24, owner=clips.speaker)
