@@ -164,22 +164,27 @@ def fit(
     for defense in stack:
         defense.check(task)
     start = time.perf_counter()
-    with seeded(seed, "train"), warnings.catch_warnings(), _repeatable():
+    with undisturbed(seed):
         plan = make_plan(task, stack, seed, resolve_device(device), tuple(observers))
         kept = Checkpoint(checkpoint, _about(plan, stack)) if checkpoint else None
         train(plan, kept)
+    return finished(plan, stack, time.perf_counter() - start + (kept.seconds if kept else 0.0))
+
+
+def finished(plan: Plan, defenses: tuple[Defense, ...], seconds: float) -> Victim:
+    """The victim of a plan that was run to its end in so many seconds, as its defenses serve it."""
+    chunk = plan.task.chunk
     victim = Victim(
-        task=task,
+        task=plan.task,
         module=plan.module,
-        served=Plain(plan.module, task.chunk),
+        served=Plain(plan.module, chunk),
         splits=plan.splits,
-        defenses=stack,
-        seed=seed,
+        defenses=defenses,
+        seed=plan.seed,
     )
     victim = reduce(lambda done, finish: finish(done), reversed(plan.finish), victim)
     victim.module.eval()
-    seconds = time.perf_counter() - start + (kept.seconds if kept else 0.0)
-    return serve(replace(victim, served=Plain(victim.module, task.chunk), seconds=seconds))
+    return serve(replace(victim, served=Plain(victim.module, chunk), seconds=seconds))
 
 
 def fit_many(
@@ -189,14 +194,31 @@ def fit_many(
     seeds: Sequence[int],
     device: str | torch.device = "auto",
 ) -> list[Victim]:
-    """The victims that `fit` makes of each task and seed under one stack of defenses, in turn."""
-    return [fit(task, defenses, seed=seed, device=device) for task, seed in zip(tasks, seeds, strict=True)]
+    """The victims that `fit` makes of each task and seed under one stack of defenses, to rounding.
+
+    Models of one kind are trained as one vectorised program where that can be, each charged with its share of the
+    time; the others in turn. Raises what `fit` raises, and `UsageError` unless there is one seed for each task.
+    """
+    from secure_ml.vectorised import fit_stacks  # which trains by this loop
+
+    require(
+        len(tasks) == len(seeds), f"each task needs a seed of its own; given {len(tasks)} tasks, {len(seeds)} seeds"
+    )
+    done = fit_stacks(tasks, tuple(defenses), seeds, resolve_device(device))
+    return [
+        done[i] if i in done else fit(task, defenses, seed=seed, device=device)
+        for i, (task, seed) in enumerate(zip(tasks, seeds, strict=True))
+    ]
 
 
 @contextmanager
-def _repeatable() -> Iterator[None]:
-    """On a GPU, only convolution algorithms that give equal results on equal inputs."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+def undisturbed(seed: int) -> Iterator[None]:
+    """Where a plan is made and run: the global streams are its own, and return as they were.
+
+    On a GPU, only convolution algorithms that give equal results on equal inputs.
+    """
+    deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with seeded(seed, "train"), warnings.catch_warnings(), deterministic:
         yield
 
 
