@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Generic, final
 
 import torch
@@ -85,10 +86,22 @@ class Reconstruction(Generic[A], Attack):
             by_attack.setdefault(repr(attack), []).append(result)
         best: dict[str, list[Row]] = {}
         for results in by_attack.values():
-            rows = [
-                pool_rows(same, note=same[0].note) for same in zip(*(result.rows for result in results), strict=True)
-            ]
+            rows = [_over_victims(same) for same in zip(*(result.rows for result in results), strict=True)]
             rival = best.get(rows[0].measure)
             if rival is None or (rows[0].value or 0.0) > (rival[0].value or 0.0):
                 best[rows[0].measure] = rows
         return [row for rows in best.values() for row in rows]
+
+
+def _over_victims(rows: Sequence[Row]) -> Row:
+    """The mean over victims, with an interval no narrower than the examples of one victim allow."""
+    known = [row for row in rows if row.value is not None]
+    row = replace(pool_rows(rows, note=rows[0].note), note=rows[0].note)
+    if row.value is None or row.low is None or row.high is None or len(known) < 2:
+        return row
+    alone = sum(((one.high or 0.0) - (one.low or 0.0)) / 2 for one in known) / len(known)
+    half = max((row.high - row.low) / 2, alone)
+    low, high = row.value - half, row.value + half
+    if row.unit == "share":
+        low, high = max(low, 0.0), min(high, 1.0)
+    return replace(row, low=low, high=high, interval=f"{row.interval}, at least that of one victim")
