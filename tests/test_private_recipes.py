@@ -12,6 +12,7 @@ import secure_ml as sm
 from defenses import DPSGD, WeightAveraging
 from defenses.dp_sgd.accounting import epsilon_of
 from defenses.dp_sgd.optimizer import PoissonPersons
+from defenses.low_rank import LowRank, trained_share
 from secure_ml.training import Plan, make_plan
 from tests.laws import tiny_task
 
@@ -184,3 +185,24 @@ def test_partial_training_protects_what_is_trained() -> None:
     body = make_plan(task, [], 0, CPU).module[1]  # type: ignore[index]
     assert torch.equal(victim.module[1].weight, body.weight)  # type: ignore[index]
     assert victim.claims[0].values["sigma"] == 1.0
+
+
+def test_low_rank_training_starts_as_the_module_and_moves_little() -> None:
+    """The answers at the start are those of the module, and under DP-SGD only the narrow part and the head move."""
+    task = tiny_task("text_transformer")
+    plain = task.build()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapted = LowRank(rank=2).adapt(plain)
+    tokens = task.draw(0).train.inputs[:5]  # type: ignore[index]
+    assert torch.equal(plain.eval()(tokens), adapted.eval()(tokens))
+    assert 0 < trained_share(adapted) < 0.5
+    victim = sm.fit(task, [LowRank(rank=2), DPSGD(noise=0.5)], seed=0, device="cpu")
+    start = make_plan(task, [LowRank(rank=2)], 0, CPU).module
+    for (name, before), after in zip(start.named_parameters(), victim.module.parameters(), strict=True):
+        assert torch.equal(before, after) != before.requires_grad, name
+
+
+def test_low_rank_needs_dense_layers() -> None:
+    with pytest.raises(sm.NotApplicable, match="the module has 1"):
+        sm.fit(tiny_task("linear_regression"), [LowRank()], device="cpu")
