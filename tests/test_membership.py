@@ -34,7 +34,7 @@ from secure_ml.families.membership import Membership, Questioned
 from secure_ml.outputs import Reveal
 from secure_ml.roc import roc, true_positives
 from secure_ml.shadows import Shadows, shadows_of, train_shadows
-from secure_ml.stats import auc, tpr_at
+from secure_ml.stats import auc, together, tpr_at
 from tests.laws import tiny_victim
 
 # -- what is read off an answer ------------------------------------------------------------------------------------
@@ -627,3 +627,31 @@ def test_noise_stays_in_the_box() -> None:
     batch = victim.splits.test.take(slice(0, 200))
     moved = signals.noisy(access.task, batch, 0.5, torch.Generator().manual_seed(0))
     victim.task.surfaces[0].check(moved.inputs)
+
+
+def test_a_subset_of_mnist_is_one_or_the_whole() -> None:
+    assert repr(sm.task("mnist_cnn", examples=100)) == "mnist_cnn(examples=100)"
+    for wrong in ({"examples": 0}, {"examples": 28_001}, {"examples": 100, "whole": True}):
+        with pytest.raises(sm.UsageError, match="mnist_cnn"):
+            sm.task("mnist_cnn", **wrong)
+
+
+@pytest.mark.data
+def test_a_subset_of_mnist_has_as_many_members_as_others() -> None:
+    parts = sm.task("mnist_cnn", examples=10_000).draw(0)
+    sizes = {name: len(part) for name, part in parts.parts().items()}
+    assert sizes == {"train": 10_000, "validation": 3000, "test": 10_000, "aux": 37_000, "others": 10_000}
+
+
+def test_victims_can_be_pooled_though_their_populations_differ() -> None:
+    """Three victims on which the same ratio means the same; with a large gamma the count of outliers among z is all."""
+    rng = torch.Generator().manual_seed(0)
+    pairs: dict[float, list[tuple[Any, Any]]] = {1.0: [], 2.0: []}
+    for outliers in (5, 25, 60):
+        members, others, z = (0.1 * torch.randn(500, generator=rng).double() + shift for shift in (0.1, 0.0, 0.0))
+        z[:outliers] -= 3.0
+        for gamma, found in pairs.items():
+            found.append((beaten(members, z, gamma).numpy(), beaten(others, z, gamma).numpy()))
+    for gamma, found in pairs.items():
+        alone = np.mean([auc(*pair) for pair in found])
+        assert (alone - auc(*together(found)) > 0.05) == (gamma == 2.0)

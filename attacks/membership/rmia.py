@@ -25,10 +25,11 @@ class RMIA(Membership):
     ``gamma``. Online, half of the shadows saw ``x``; offline none did, and what all of them would say of it is
     ``((1 + a) p_out + 1 - a) / 2``. Raises `UsageError` for settings out of range or, offline, without auxiliary data.
 
-    Differs from the paper: ``z`` are auxiliary examples that at least one shadow did not see, by the offline formula
-    either way; of examples with the same share, the one with the higher ratio of its own comes first (all meet the same
-    ``z``, so the order of the others stays as it is); ``p`` is the plain softmax of one query, and ``exp(-loss)`` where
-    there are no classes.
+    Differs from the paper: ``gamma`` is 1, not 2, which changes no order within a victim; but where the score is the
+    number of the few ``z`` worth half of an ordinary ``x``, victims cannot be pooled. ``z`` are auxiliary examples that
+    at least one shadow did not see, by the offline formula either way; of examples with the same share, the one with
+    the higher ratio of its own comes first; ``p`` is the plain softmax of one query, and ``exp(-loss)`` where there are
+    no classes.
     """
 
     reveal: Reveal = "probabilities"
@@ -37,8 +38,8 @@ class RMIA(Membership):
     """Shadow models, an even number."""
     online: bool = False
     """Whether shadows are trained on halves of the examples in question, else on none of them."""
-    gamma: float = 2.0
-    """How much the victim must prefer x to z."""
+    gamma: float = 1.0
+    """How much the victim must prefer x to z; above 1 and the scores of two victims can no longer be compared."""
     a: float = 0.3
     """Offline: how far what shadows that did not see an example say of it holds for those that did."""
     population: int = 2500
