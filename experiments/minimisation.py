@@ -33,9 +33,9 @@ GAIN = "attribute gain"
 class Minimisation:
     """Accuracy and leakage as features are dropped, the least useful first, so that a model sees no more than it needs.
 
-    A feature's use is measured on what the first seed's models are trained or validated on. Leakage is that of membership, and
-    of one sensitive attribute beyond what imputation knows without the model; where the model does not see the
-    attribute, there is nothing to ask it. A finished cell is kept; a killed call resumes.
+    A feature's use is measured on what the first seed's models are trained or validated on. Leakage is that of
+    membership, and of one sensitive attribute beyond what imputation knows without the model; where the model does not
+    see the attribute, there is nothing to ask it. A finished cell is kept; a killed call resumes.
     """
 
     task: str = "table_mlp(bundled='breast_cancer')"
