@@ -133,8 +133,6 @@ def of_linear(layer: nn.Linear, calls: Sequence[Call], count: int) -> Record:
 def of_convolution(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call], count: int) -> Record:
     """A convolution: a matrix product of windows; its places are those of the output."""
     shape, bias = layer.weight.shape, layer.bias is not None
-    if _has_few_channels(layer) and all(len(slope) == count for _, slope in calls):
-        return _added([_by_groups(layer, inputs[0], slope) for inputs, slope in calls])
     seen = _joined([_windows(layer, inputs[0]).reshape(count, -1, *_window(layer)) for inputs, _ in calls])
     slope = _joined([_places(slope).reshape(count, -1, layer.out_channels) for _, slope in calls])
     if layer.groups == 1:
@@ -242,31 +240,6 @@ def _places(values: Tensor) -> Tensor:
 def _window(layer: nn.Conv1d | nn.Conv2d) -> tuple[int, int]:
     """Groups, and numbers in a window of one of them."""
     return layer.groups, layer.weight[0].numel()
-
-
-FEW = 4
-"""Channels of an image, or fewer: the convolutions whose single gradients are fastest as one grouped convolution."""
-
-
-def _has_few_channels(layer: nn.Conv1d | nn.Conv2d) -> bool:
-    plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return isinstance(layer, nn.Conv2d) and plain and layer.in_channels <= FEW and not layer.weight.is_cuda
-
-
-def _by_groups(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor, slope: Tensor) -> Rows:
-    """Single gradients of a convolution: the inputs convolved with the output gradients, each example its own group."""
-    assert not isinstance(layer.padding, str)
-    count, (_, channels, high, wide) = len(inputs), layer.weight.shape
-    turned = F.conv2d(
-        inputs.transpose(0, 1),
-        slope.reshape(-1, 1, *slope.shape[2:]),
-        padding=layer.padding,
-        stride=layer.dilation,
-        dilation=layer.stride,
-        groups=count,
-    )[..., :high, :wide]
-    weight = turned.view(channels, count, -1, high, wide).permute(1, 2, 0, 3, 4).contiguous()
-    return {"weight": weight} | ({"bias": slope.sum((2, 3))} if layer.bias is not None else {})
 
 
 def _windows(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
