@@ -149,7 +149,7 @@ def _row(name: str, shown: str, rows: Sequence[Row], score: Sequence[float], cur
     found: dict[str, Any] = {
         "data": name,
         "task": first.task,
-        "protection": f"DP-SGD, epsilon {float(claim['epsilon']):.3g}" if claim else "none",
+        "protection": f"DP-SGD, epsilon {float(claim['epsilon']):.2g}" if claim else "none",
         "name": shown,
         "attack": first.attack,
         "accuracy": round(sum(score) / len(score), 4),

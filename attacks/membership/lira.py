@@ -10,12 +10,13 @@ from torch import Tensor
 
 from attacks.membership._gaussian import Normals, fit_normals, log_ratio, log_tail
 from attacks.membership._signals import confidence, looks, of_shadows
+from attacks.membership._student import fit_students
 from secure_ml.batch import Batch
 from secure_ml.errors import require, unknown
 from secure_ml.families.membership import Membership, Questioned
 from secure_ml.outputs import Reveal, check_reveal
 
-Variance = Literal["auto", "fixed", "per_example"]
+Variance = Literal["auto", "fixed", "per_example", "shrunk"]
 Combine = Literal["average", "multivariate"]
 
 
@@ -28,9 +29,9 @@ class LiRA(Membership):
     score is the log of their ratio. Offline no shadow saw it, and the score is minus the log of the one-sided tail
     above the confidence. Raises `UsageError` for settings out of range or, offline, without auxiliary data.
 
-    Differs from the paper: 64 shadows instead of 256; one query instead of 18, which pay where a model was trained
-    with augmentation. Its published code scores offline by the two-sided density, and takes the deviation of the
-    out-scores from the in-scores where it is fixed; this does not.
+    Differs from the paper: 64 shadows instead of 256; one query instead of 18, which pay where a model was trained with
+    augmentation; shrunk variances are not in it. Its published code scores offline by the two-sided density, and takes
+    the deviation of the out-scores from the in-scores where it is fixed; this does not.
     """
 
     reveal: Reveal = "probabilities"
@@ -42,7 +43,8 @@ class LiRA(Membership):
     queries: int = 1
     """Looks at each example: itself, then shifts of an image, or draws of the task's own augmentation; at most 25."""
     variance: Variance = "auto"
-    """One for all examples, or one of each example's own; auto: its own from 64 shadows on."""
+    """fixed for all examples, or per_example; auto: per_example from 64 shadows on. shrunk: between the two, as far as
+    shadows allow, with the heavier tails of a variance that is not known."""
     combine: Combine = "average"
     """Of several queries: the mean of their scores, or the score of their joint distribution."""
 
@@ -55,6 +57,10 @@ class LiRA(Membership):
         ):
             if name not in known:
                 raise unknown(kind, name, known)
+        require(
+            self.variance != "shrunk" or self.combine == "average",
+            "LiRA knows no joint distribution of queries with shrunk variances: combine them by average",
+        )
 
     def score(self, access: Questioned, batch: Batch, aux: Batch, rng: torch.Generator) -> Tensor:
         """The log-ratio, or minus the log of the tail, of each example, ``(B,)``."""
@@ -68,6 +74,11 @@ class LiRA(Membership):
 
     def compare(self, mine: Tensor, theirs: Tensor, saw: Tensor) -> Tensor:
         """The score ``(B,)`` from the victim's confidences ``(B, Q)``, the shadows' ``(S, B, Q)`` and who saw what."""
+        if self.variance == "shrunk":
+            apart = fit_students(theirs, ~saw)
+            if not self.online:
+                return apart.log_tail(mine).mean(1)
+            return (fit_students(theirs, saw).log_density(mine) - apart.log_density(mine)).mean(1)
         fixed = self.variance == "fixed" or (self.variance == "auto" and len(theirs) < ENOUGH)
         outside = fit_normals(theirs, ~saw, fixed=fixed)
         inside = fit_normals(theirs, saw, fixed=fixed) if self.online else outside
