@@ -27,6 +27,8 @@ class Stacked(nn.Module):
     def __init__(self, layers: Sequence[nn.Module], rule: Rule) -> None:
         super().__init__()
         self.count, self.rule = len(layers), rule
+        self.windows = 0
+        """Numbers that a convolution last read and wrote for each model, window by window."""
         self.__dict__["first"] = layers[0]  # no submodule: its parameters are not those that are trained
         own = [dict(layer.named_parameters(recurse=False)) for layer in layers]
         for name, one in own[0].items():
@@ -95,7 +97,9 @@ def _windowed(stack: Stacked, images: Tensor, kernel: Size, dilation: Size, stri
         padding = (0, 0)
     sizes = zip(images.shape[2:], kernel, dilation, stride, padding, strict=True)
     shape = [(size + 2 * pad - wide * (long - 1) - 1) // step + 1 for size, long, wide, step, pad in sizes]
-    return cast("Tensor", stack.product(windows).transpose(1, 2).contiguous().unflatten(2, shape))
+    out = stack.product(windows)
+    stack.windows = (windows.numel() + out.numel()) // stack.count
+    return cast("Tensor", out.transpose(1, 2).contiguous().unflatten(2, shape))
 
 
 @lru_cache(maxsize=64)

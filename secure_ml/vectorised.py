@@ -14,7 +14,7 @@ from torch import Tensor
 from secure_ml.batch import Batch, join, leaves
 from secure_ml.defense import Defense
 from secure_ml.errors import UsageError
-from secure_ml.stacked import Unstackable, stack_modules, unstack_weights
+from secure_ml.stacked import Stacked, Unstackable, stack_modules, unstack_weights
 from secure_ml.task import Task, unchanged
 from secure_ml.training import (
     Loader,
@@ -31,6 +31,8 @@ from secure_ml.victim import Victim
 
 ROOM = 2**28
 """Numbers that the models of one stack and their training data may be together: 1 GiB."""
+SMALL = 2**17
+"""Numbers that the convolutions of one model may read and write in a step: on a CPU, larger ones are faster alone."""
 Item = TypeVar("Item")
 
 
@@ -63,6 +65,7 @@ def fit_stack(plans: Sequence[Plan], defenses: tuple[Defense, ...], drawn: float
     with undisturbed(plans[0].seed):
         try:
             stack = stacked(plans)
+            _refuse_large(stack)
             train(stack)
         except (Unstackable, UsageError):  # a plan that fails alone says best how
             return []
@@ -109,6 +112,12 @@ def compare(stack: Plan, plans: Sequence[Plan]) -> None:
             theirs = ours.reshape(len(plans), -1)[i]
             if not (mine.flatten() - theirs).abs().max() <= 1e-3 * mine.abs().max() + 1e-12:
                 raise Unstackable("the models do not act alike")
+
+
+def _refuse_large(stack: Plan) -> None:
+    windows = sum(part.windows for part in stack.module.modules() if isinstance(part, Stacked))
+    if stack.device.type == "cpu" and windows > SMALL:
+        raise Unstackable("the convolutions are so large that each model is faster alone")
 
 
 def _slopes(plan: Plan, batch: Batch) -> list[Tensor]:
