@@ -6,6 +6,7 @@ from secure_ml.batch import Batch, Splits
 from secure_ml.defense import Defense
 from secure_ml.discovery import task
 from secure_ml.errors import BudgetExceeded, NotApplicable, SecureMLError, UsageError
+from secure_ml.families.audit import Audit
 from secure_ml.families.evasion import Evasion
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
@@ -34,6 +35,7 @@ __all__ = [
     "SNR",
     "Accuracy",
     "Attack",
+    "Audit",
     "Batch",
     "BlackBox",
     "Box",

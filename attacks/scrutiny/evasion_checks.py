@@ -63,7 +63,7 @@ class EvasionChecks(Scrutiny):
         if not plain:
             raise NotApplicable(f"EvasionChecks looks at inputs in a box; {task.name} has none")
 
-    def examine(self, victim: Victim, threat: Threat, examples: int, rng: torch.Generator) -> Iterator[Finding]:
+    def examine(self, victim: Victim, threat: Threat | None, examples: int, rng: torch.Generator) -> Iterator[Finding]:
         """One finding for each of the thirteen, in their order; what rests on a failed one is skipped."""
         assert isinstance(threat, Ball)
         require(threat.radius > 0, f"{threat} allows no change: there is nothing to check")

@@ -40,20 +40,22 @@ class Finding:
 
 
 class Scrutiny(Attack):
-    """Looks for the reasons for which robustness is most often overestimated; judges a victim, and breaks nothing."""
+    """Looks for the reasons for which robustness or privacy is most often overestimated; judges, and breaks nothing."""
 
     family: ClassVar[str] = "scrutiny"
+    needs_threat: ClassVar[bool] = True
+    """Whether what it judges depends on a threat."""
 
     @abstractmethod
-    def examine(self, victim: Victim, threat: Threat, examples: int, rng: torch.Generator) -> Iterable[Finding]:
-        """One finding for each check, in order."""
+    def examine(self, victim: Victim, threat: Threat | None, examples: int, rng: torch.Generator) -> Iterable[Finding]:
+        """One finding for each check, in order; the threat is None only where none is needed."""
 
     @final
     def evaluate(self, victim: Victim, *, threat: Threat | None, seed: int, examples: int) -> Result:
         """A row for each check: its verdict as a number (0 pass, 1 skip, 2 warn, 3 fail) and its evidence as a note."""
         self.check(victim.task, threat)
         threat = threat or victim.task.threat
-        if threat is None:
+        if threat is None and self.needs_threat:
             raise UsageError(f"{victim.task.name} declares no threat of its own: pass one, threat=Linf(0.1) say")
         rng = generator(seed, "scrutiny", repr(self))
         few = victim.tested(8).inputs
@@ -80,10 +82,11 @@ class Scrutiny(Attack):
         checks: dict[str, list[Row]] = {}
         for row in (row for _, result in attempts for row in result.rows):
             checks.setdefault(row.measure, []).append(row)
-        return [_worst(rows) for rows in checks.values()]
+        return [worst_row(rows) for rows in checks.values()]
 
 
-def _worst(rows: Sequence[Row]) -> Row:
+def worst_row(rows: Sequence[Row]) -> Row:
+    """The row of the worst verdict among several victims'."""
     worst = max(rows, key=lambda row: row.value or 0)
     estimate = Estimate(worst.value or 0, float("nan"), float("nan"), len(rows), "the worst of all victims")
     return pool_rows([worst, *(row for row in rows if row is not worst)], estimate, worst.note)

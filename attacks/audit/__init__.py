@@ -1,0 +1,1 @@
+"""Audits: lower bounds on epsilon from what training shows of planted examples."""
