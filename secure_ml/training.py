@@ -20,6 +20,7 @@ from secure_ml.batch import Batch, Splits, leaves
 from secure_ml.checkpoint import Checkpoint, Randomness, Stateful
 from secure_ml.defense import Defense, stack_name
 from secure_ml.errors import UsageError, require
+from secure_ml.kernels import channels_last
 from secure_ml.modes import evaluating
 from secure_ml.randomness import generator, seeded
 from secure_ml.task import Loss, Recipe, Task
@@ -167,7 +168,8 @@ def fit(
     with undisturbed(seed):
         plan = make_plan(task, stack, seed, resolve_device(device), tuple(observers))
         kept = Checkpoint(checkpoint, _about(plan, stack)) if checkpoint else None
-        train(plan, kept)
+        with channels_last(plan.module, plan.splits.train.take(slice(0, 8)).inputs):
+            train(plan, kept)
     return finished(plan, stack, time.perf_counter() - start + (kept.seconds if kept else 0.0))
 
 

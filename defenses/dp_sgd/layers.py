@@ -35,10 +35,13 @@ class Record:
 
 
 class Kept(Record):
-    """Every example's own gradient, where that takes less room than what it is made of."""
+    """Every example's own gradient, where that takes less room than what it is made of.
 
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+    Weights may be there in another order, as ``turned`` says: those ``(b, O, *windows, C)`` of convolutions.
+    """
+
+    def __init__(self, rows: Rows, turned: bool = False) -> None:
+        self._rows, self.turned = rows, turned
 
     def squares(self) -> Tensor:
         """As in `Record`."""
@@ -47,11 +50,12 @@ class Kept(Record):
 
     def sums(self, weights: Tensor) -> Rows:
         """As in `Record`."""
-        return {name: (weights @ rows.flatten(1)).view(rows.shape[1:]) for name, rows in self._rows.items()}
+        sums = {name: (weights @ rows.flatten(1)).view(rows.shape[1:]) for name, rows in self._rows.items()}
+        return _channels_first(sums, 1) if self.turned else sums
 
     def rows(self) -> Rows:
         """As in `Record`."""
-        return self._rows
+        return _channels_first(self._rows, 2) if self.turned else self._rows
 
 
 class Ghost(Record):
@@ -61,8 +65,8 @@ class Ghost(Record):
     https://arxiv.org/abs/2110.05679).
     """
 
-    def __init__(self, seen: Tensor, slope: Tensor, shape: torch.Size, bias: bool) -> None:
-        self.seen, self.slope, self.shape, self.bias = seen, slope, shape, bias
+    def __init__(self, seen: Tensor, slope: Tensor, shape: Sequence[int], bias: bool, turned: bool = False) -> None:
+        self.seen, self.slope, self.shape, self.bias, self.turned = seen, slope, shape, bias, turned
 
     def squares(self) -> Tensor:
         """As in `Record`."""
@@ -77,12 +81,14 @@ class Ghost(Record):
         """As in `Record`."""
         slope = self.slope * weights[:, None, None]
         flat = slope.flatten(0, 1)
-        found = {"weight": (flat.t() @ self.seen.flatten(0, 1)).view(self.shape)}
+        found = {"weight": (flat.t() @ self.seen.flatten(0, 1)).view(*self.shape)}
+        found = _channels_first(found, 1) if self.turned else found
         return found | ({"bias": flat.sum(0)} if self.bias else {})
 
     def rows(self) -> Rows:
         """As in `Record`."""
-        return product(self.seen, self.slope, self.shape, self.bias)
+        found = product(self.seen, self.slope, self.shape, self.bias)
+        return _channels_first(found, 2) if self.turned else found
 
 
 class Lookup(Record):
@@ -115,7 +121,12 @@ class Lookup(Record):
         return {"weight": whole.scatter_add_(1, place, self.slope)}
 
 
-def product(seen: Tensor, slope: Tensor, shape: torch.Size, bias: bool) -> Rows:
+def _channels_first(found: Rows, place: int) -> Rows:
+    """The last dimension of the weights brought to ``place``."""
+    return found | {"weight": found["weight"].movedim(-1, place)}
+
+
+def product(seen: Tensor, slope: Tensor, shape: Sequence[int], bias: bool) -> Rows:
     """Single gradients of a matrix product, from inputs ``(b, T, D)`` and output gradients ``(b, T, O)``."""
     single = seen.shape[1] == 1
     weight = slope[:, 0, :, None] * seen[:, 0, None, :] if single else slope.transpose(1, 2) @ seen
@@ -136,7 +147,9 @@ def of_convolution(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call], count: i
     seen = _joined([_windows(layer, inputs[0]).reshape(count, -1, *_window(layer)) for inputs, _ in calls])
     slope = _joined([_places(slope).reshape(count, -1, layer.out_channels) for _, slope in calls])
     if layer.groups == 1:
-        return _product(seen.flatten(2), slope, shape, bias)
+        turned = all(_lies_channels_last(layer, inputs[0]) for inputs, _ in calls)
+        order = (shape[0], *shape[2:], shape[1]) if turned else shape
+        return _product(seen.flatten(2), slope, order, bias, turned)
     parts = slope.view(*slope.shape[:2], layer.groups, -1)
     weight = torch.einsum("btgo,btgd->bgod", parts, seen).reshape(count, *shape)
     return Kept({"weight": weight} | ({"bias": slope.sum(1)} if bias else {}))
@@ -209,15 +222,15 @@ def record(layer: nn.Module, calls: Sequence[Call], count: int) -> Record:
     return Kept({name: rows for name, rows in made.rows().items() if getattr(layer, name).requires_grad})
 
 
-def _product(seen: Tensor, slope: Tensor, shape: torch.Size, bias: bool) -> Record:
+def _product(seen: Tensor, slope: Tensor, shape: Sequence[int], bias: bool, turned: bool = False) -> Record:
     """The cheaper record of a matrix product (Bu et al. 2022): of one place always, of many where the matrix is large.
 
     Inner products cost about as much as gradients do where both take the same room, and are slower in small pieces.
     """
     places, wide, high = seen.shape[1], seen.shape[2], slope.shape[2]
     if places == 1 or 2 * places * (wide + high) <= wide * high:
-        return Ghost(seen, slope, shape, bias)
-    return Kept(product(seen, slope, shape, bias))
+        return Ghost(seen, slope, shape, bias, turned)
+    return Kept(product(seen, slope, shape, bias), turned)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -256,15 +269,24 @@ def _windows(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
     else:
         kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
     inputs = F.pad(inputs, [side for one in reversed(padding) for side in (one, one)])
-    index = _window_index(inputs.shape[1:], tuple(kernel), tuple(dilation), tuple(stride)).to(inputs.device)
-    return inputs.flatten(1).index_select(1, index).view(len(inputs), -1, inputs.shape[1] * math.prod(kernel))
+    channels, last = inputs.shape[1], _lies_channels_last(layer, inputs)
+    shape = inputs.shape[-2:] if last else inputs.shape[1:]
+    index = _window_index(shape, tuple(kernel), tuple(dilation), tuple(stride)).to(inputs.device)
+    places = inputs.permute(0, 2, 3, 1).flatten(1, 2) if last else inputs.flatten(1)
+    return places.index_select(1, index).view(len(inputs), -1, channels * math.prod(kernel))
+
+
+def _lies_channels_last(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> bool:
+    """Whether the channels of a place lie side by side, so that windows are copied in that order."""
+    many = layer.in_channels > 1 and layer.groups == 1 and inputs.ndim == 4
+    return many and inputs.is_contiguous(memory_format=torch.channels_last) and not inputs.is_contiguous()
 
 
 @cache
 def _window_index(
     shape: torch.Size, kernel: tuple[int, ...], dilation: tuple[int, ...], stride: tuple[int, ...]
 ) -> Tensor:
-    """Where the numbers of each window lie in an image ``(C, H, W)``: faster than `torch.nn.functional.unfold`."""
-    places = torch.arange(math.prod(shape), dtype=torch.float64).view(1, *shape)
+    """Where the numbers of each window lie in an image ``(C, H, W)`` or ``(H, W)``: faster than `F.unfold`."""
+    places = torch.arange(math.prod(shape), dtype=torch.float64).view(1, -1, *shape[-2:])
     index: Tensor = F.unfold(places, kernel, dilation, 0, stride)[0].t().flatten().long()
     return index
