@@ -9,7 +9,8 @@ shadows that are trained side by side are all in one). Wall seconds are those of
 which both are ready; processor seconds are those of both, and say more where the machine has other work. Data are
 loaded beforehand. The figures go to ``benchmarks/results/shadow_training.json``, task by task.
 
-No GPU has been measured yet. The bars: at least 2 times faster by the wall on two cores, 10 times on a GPU, and accuracies of one distribution.
+The bars: at least 2 times faster by the wall on two cores, 10 times on a GPU, and accuracies of one distribution. No GPU
+has been measured yet.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ def run(name: str, way: Way, models: int, device: str) -> Trained:
     failed = [part for part in parts.values() if isinstance(part, str)]
     for process in processes:
         process.join()
+    if failed:
+        raise RuntimeError(failed[0])
     accuracies = {
         i: value for place, share in enumerate(shares) for i, value in zip(share, parts[place][2], strict=True)
     }
