@@ -9,8 +9,8 @@ shadows that are trained side by side are all in one). Wall seconds are those of
 which both are ready; processor seconds are those of both, and say more where the machine has other work. Data are
 loaded beforehand. The figures go to ``benchmarks/results/shadow_training.json``, task by task.
 
-The bars: at least 2 times faster by the wall on two cores, 10 times on a GPU, and accuracies of one distribution. No GPU
-has been measured yet.
+The bars: at least 2 times faster by the wall on two cores, 10 times on a GPU, and accuracies of one distribution.
+No GPU has been measured yet.
 """
 
 from __future__ import annotations
