@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
+
 MOST = 30.0
 """Above it, fewer steps are composed than there were: what they show is a bound already."""
 LEAST_NOISE = 0.35
@@ -20,7 +22,7 @@ def composed_epsilon(mu: float, rate: float, steps: int, delta: float) -> float:
     if mu <= 0 or rate <= 0:
         return 0.0
     noise, error = max(1 / mu, LEAST_NOISE), 0.005
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):  # at rate 1, PRV takes a logarithm of 0
         warnings.filterwarnings("ignore", message="Optimal order is the")
         loose, tight = RDPAccountant(), PRVAccountant()
         while True:
