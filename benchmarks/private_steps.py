@@ -2,12 +2,11 @@
 
     python -m benchmarks.private_steps
 
-takes steps on ``mnist_cnn`` (batches of 256), in torch's own layout and channels last (as this project trains), and on a
-small transformer (64 sentences of 64 words), one after the other in one process and on one thread, and compares medians
-of processor seconds. Peak memory is that of a process
-of its own for each: by how much its resident set grows over the steps. Distance is that of the clipped sum from a loop
-over examples. The bars: at most 1.35 times the plain step on the first net and 1.5 times on the second, and 1.3 times
-its memory.
+takes steps on ``mnist_cnn`` (batches of 256), in torch's own layout and channels last (as this project trains), and on
+a small transformer (64 sentences of 64 words), one after the other in one process and on one thread, and compares
+medians of processor seconds. Peak memory is that of a process of its own for each: by how much its resident set grows
+over the steps. Distance is that of the clipped sum from a loop over examples. The bars: at most 1.35 times the plain
+step on the first net and 1.5 times on the second, and 1.3 times its memory.
 """
 
 from __future__ import annotations

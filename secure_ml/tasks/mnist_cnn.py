@@ -42,7 +42,8 @@ def mnist_cnn(
 
     Args:
         activation: tanh trains better under DP-SGD.
-        net: small; standardized, the same on pixels of mean 0 and spread 1; or threshold: 419,546 weights behind a soft threshold on each pixel, for adversarial training.
+        net: small; standardized, the same on pixels of mean 0 and spread 1; or threshold, 419,546 weights behind a soft
+            threshold on each pixel, for adversarial training.
         whole: train on 56,000 images; the adversary and the non-members keep 500 each.
         examples: train on so many images; as many are non-members, and the adversary has the rest but for 3,000.
         tiny: 160 images of scikit-learn's digits, enlarged to 28x28, 1 epoch.
@@ -89,7 +90,7 @@ def small_network(activation: Activation) -> nn.Module:
 
 def standardized_network(activation: Activation, mean: float = 0.1307, spread: float = 0.3081) -> nn.Module:
     """The same network on pixels less their mean over their spread."""
-    return nn.Sequential(Standardize((mean,), (spread,)), *small_network(activation))
+    return nn.Sequential(Standardize((mean,), (spread,)), *small_network(activation).children())
 
 
 class SoftThreshold(nn.Module):
