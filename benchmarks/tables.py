@@ -16,6 +16,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from benchmarks import _privacy_views
 from benchmarks.record import RESULTS
 from experiments.list import catalogue, not_applicable
 from secure_ml.rows import Row, cell, row_from, table
@@ -44,11 +45,13 @@ def draw(name: str) -> str:
     """A table by name: a record, or one of the generated lists."""
     if (RESULTS / f"{name}.json").exists():
         record = json.loads((RESULTS / f"{name}.json").read_text())
-        versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+        measured = iter(record.get("measured", {}).values())
+        about = record if "versions" in record else next(measured, None) or record["rows"][0]
+        versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
         where = ", ".join(
-            f"{v} {k}" if k in ("cores", "threads") else str(v) for k, v in record["hardware"].items() if v
+            f"{v} {k}" if k in ("cores", "threads", "processes") else str(v) for k, v in about["hardware"].items() if v
         )
-        drawn = VIEWS.get(name, _matrix)(record["rows"])
+        drawn = VIEWS.get(name, _matrix)(record["rows"] if "rows" in record else record["settings"])
         return f"`{record['command']}` on {where} ({versions}):\n\n{drawn}"
     if name == "not-applicable":
         return tabulate(not_applicable(), ["task", "method", "reason"], tablefmt="github")
@@ -200,6 +203,14 @@ VIEWS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "evasion_strength": _flat,
     "speech-speakers": _flat,
     "text-baselines": _flat,
+    "accountants": _privacy_views.accountants,
+    "audits": _flat,
+    "private_steps": _flat,
+    "private_accuracy": _flat,
+    "membership": _privacy_views.membership,
+    "privacy-digits_cnn": _privacy_views.privacy,
+    "reconstruction": _privacy_views.reconstruction,
+    "shadow_training": _privacy_views.shadows,
 }
 
 

@@ -15,32 +15,11 @@ import secure_ml as sm
 from attacks.membership.loss_threshold import LossThreshold
 from defenses.adversarial_training import AdversarialTraining
 from defenses.dp_sgd import DPSGD
-from defenses.dp_sgd.accounting import epsilon_of, noise_for
 from secure_ml.stats import auc, clopper_pearson, pooled, tpr_at
 from secure_ml.task import Loss
 from secure_ml.training import Plan, Step, make_plan
 from tests import broken
 from tests.laws import tiny_task, tiny_victim
-
-GOLDEN = [(512 / 6e4, 1.23, 4680, 2.3715), (2048 / 6e4, 2.15, 1160, 2.3862), (0.01, 1.1, 6000, 3.9100)]
-"""Sampling rate, noise, steps, and the PRV upper bound at delta 1e-5, computed elsewhere."""
-
-
-@pytest.mark.parametrize(("rate", "noise", "steps", "epsilon"), GOLDEN)
-def test_accountant_golden_values(rate: float, noise: float, steps: int, epsilon: float) -> None:
-    assert epsilon_of([(noise, rate, steps)], 1e-5) == (pytest.approx(epsilon, abs=0.01), "PRV")
-
-
-def test_noise_spends_the_budget_and_no_more() -> None:
-    for epsilon in (0.1, 3.0, 20.0):
-        spent, _ = epsilon_of([(noise_for(epsilon, 1e-5, 0.05, 400), 0.05, 400)], 1e-5)
-        assert 0.999 * epsilon <= spent <= epsilon
-
-
-def test_budgets_that_protect_nothing_are_bounded_by_the_other_accountant() -> None:
-    epsilon, accountant = epsilon_of([(0.05, 0.1, 100)], 1e-5)
-    assert epsilon > 100
-    assert accountant == "RDP"
 
 
 def test_claim_is_what_the_run_did() -> None:
