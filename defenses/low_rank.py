@@ -22,6 +22,17 @@ class LowRankLinear(nn.Module):
         self.up = nn.Linear(rank, base.out_features, bias=False)
         nn.init.zeros_(self.up.weight)
         self.scale = scale / rank
+        self.in_features, self.out_features = base.in_features, base.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix that both come to, ``(out, in)``."""
+        return self.base.weight + self.scale * self.up.weight @ self.down.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of the layer as it was."""
+        return self.base.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``."""
