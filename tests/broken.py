@@ -11,6 +11,7 @@ import secure_ml as sm
 from secure_ml.access import BlackBox, WhiteBox
 from secure_ml.attack import Result
 from secure_ml.batch import Batch, Tree
+from secure_ml.families.audit import Bound, Laboratory
 from secure_ml.families.extraction import Train
 from secure_ml.scores import Predict
 from secure_ml.surfaces import Surface
@@ -134,6 +135,37 @@ class ScoresOnce(sm.Membership):
 
     def score(self, access: BlackBox, batch: Batch, aux: Batch, rng: torch.Generator) -> Tensor:
         return access.loss(batch).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImpossibleBound(sm.Audit):
+    """Shows more than anything could."""
+
+    delta: float = 1e-5
+
+    def bounds(self, lab: Laboratory, rng: torch.Generator) -> list[Bound]:
+        return [Bound(name="all", epsilon=float("inf"), delta=self.delta, method="none", n=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBound(sm.Audit):
+    """Shows nothing."""
+
+    delta: float = 1e-5
+
+    def bounds(self, lab: Laboratory, rng: torch.Generator) -> list[Bound]:
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditsInPlace(sm.Audit):
+    """Plants into the victim's own data."""
+
+    delta: float = 1e-5
+
+    def bounds(self, lab: Laboratory, rng: torch.Generator) -> list[Bound]:
+        lab.splits.train.inputs.add_(1)
+        return [Bound(name="all", epsilon=1.0, delta=self.delta, method="none", n=1)]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from secure_ml.attack import Attack, Result
 from secure_ml.batch import leaves
 from secure_ml.defense import Defense
 from secure_ml.discovery import methods, task_builders
+from secure_ml.families.audit import MEASURE, Audit, privacy_claim
 from secure_ml.families.evasion import Evasion, attack_batch
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership, Questioned
@@ -233,6 +234,23 @@ def raises_usage() -> Iterator[None]:
     except sm.UsageError:
         return
     raise AssertionError("an adversary holds the data")
+
+
+def law_bounds_from_below(attack: Audit, victim: sm.Victim) -> None:
+    """Bounds of at least 0, each beside what is claimed or nothing, then one verdict; the victim's data stay."""
+    found = victim.splits.fingerprint()
+    *rows, verdict = attack.evaluate(victim, threat=None, seed=0, examples=20).rows
+    assert victim.splits.fingerprint() == found, "the victim's data were changed in place"
+    assert rows[0].measure.startswith(MEASURE)
+    for row in rows:
+        assert row.value is not None
+        assert 0 <= row.value == row.low < math.inf
+        assert row.interval
+        assert row.n >= 1
+        assert "at delta" in row.note
+        assert (row.high is None) == (privacy_claim(victim) is None), "a bound must stand beside what is claimed"
+    assert verdict.unit == "verdict"
+    assert verdict.note.startswith("SKIP" if privacy_claim(victim) is None else "PASS"), verdict.note
 
 
 # -- defenses ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import secure_ml as sm
+from secure_ml.families.audit import Audit
 from secure_ml.families.evasion import Evasion
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
@@ -44,6 +45,7 @@ EVASIONS, EXTRACTIONS, MEMBERSHIPS, POISONINGS, RECONSTRUCTIONS = (
     [(a.tiny(), t) for a, t in PAIRS if issubclass(a, family)]
     for family in (Evasion, Extraction, Membership, Poisoning, Reconstruction)
 )
+AUDITS = [(a.tiny(), t) for a, t in PAIRS if issubclass(a, Audit)]
 GUARDS = [(d.tiny(), t) for d, t in product(DEFENSES.values(), TASKS) if applies(d.tiny(), tiny_task(t))]
 SMALL = [(d, t) for d, t in GUARDS if not (type(d).__name__ == "Homomorphic" and "mnist" in t)]
 NEUTRAL = [(type(d), t) for d, t in GUARDS if type(d).neutral() is not None]
@@ -107,6 +109,11 @@ def test_poisoning_obeys_its_share(attack: Poisoning, name: str) -> None:
 @pytest.mark.parametrize(("attack", "name"), by_kind(RECONSTRUCTIONS))
 def test_reconstruction_guesses_in_the_dark(attack: Reconstruction, name: str) -> None:
     laws.law_guesses_in_the_dark(attack, tiny_victim(name))
+
+
+@pytest.mark.parametrize(("attack", "name"), by_kind(AUDITS))
+def test_audit_bounds_from_below(attack: Audit, name: str) -> None:
+    laws.law_bounds_from_below(attack, tiny_victim(name))
 
 
 @pytest.mark.parametrize(("defense", "name"), by_kind(SMALL))

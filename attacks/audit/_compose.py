@@ -6,9 +6,10 @@ import warnings
 
 import numpy as np
 
-MOST = 30.0
+MOST = 100.0
 """Above it, fewer steps are composed than there were: what they show is a bound already."""
-LEAST_NOISE = 0.35
+LEAST_NOISE = 0.2
+"""A greater mu is taken for less."""
 
 
 def composed_epsilon(mu: float, rate: float, steps: int, delta: float) -> float:
@@ -21,7 +22,7 @@ def composed_epsilon(mu: float, rate: float, steps: int, delta: float) -> float:
 
     if mu <= 0 or rate <= 0:
         return 0.0
-    noise, error = max(1 / mu, LEAST_NOISE), 0.005
+    noise = max(1 / mu, LEAST_NOISE)
     with warnings.catch_warnings(), np.errstate(divide="ignore"):  # at rate 1, PRV takes a logarithm of 0
         warnings.filterwarnings("ignore", message="Optimal order is the")
         loose, tight = RDPAccountant(), PRVAccountant()
@@ -31,4 +32,5 @@ def composed_epsilon(mu: float, rate: float, steps: int, delta: float) -> float:
                 break
             steps = max(1, steps // 2)
         tight.history = loose.history
+        error = max(0.005, 0.003 * float(loose.get_epsilon(delta)))
         return max(0.0, float(tight.get_epsilon(delta, eps_error=error)) - 2 * error)

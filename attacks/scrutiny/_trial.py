@@ -17,7 +17,7 @@ from secure_ml.errors import UsageError
 from secure_ml.families.audit import Laboratory, privacy_claim
 from secure_ml.randomness import generator, seeded
 from secure_ml.task import Loss, unchanged
-from secure_ml.training import Loader, Observer, Plan, train
+from secure_ml.training import Loader, Observer, Plan, Step, train
 from secure_ml.victim import Claim, Plain, Victim
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Trial:
         self.victim, self.claim, self.seed = victim, claim, seed
         self.values: Mapping[str, Any] = claim.values
         self.lab = Laboratory(victim, seed)
+        self.taken = 0
+        """Steps that moved the weights in the last run."""
         first = self.plan()
         self.private = private_optimizer(first) is not None
         self.rows = rows_per_unit(first)
@@ -89,18 +91,27 @@ class Trial:
         return found
 
     def run(self, plan: Plan, loader: Loader, epochs: int = 1) -> list[Tensor]:
-        """Run a plan on other batches; what each step gives away, ``(P,)`` each. A loss that is no number is no end."""
+        """Run a plan on other batches; what each step gives away, ``(P,)``: 0 where none is taken.
+
+        A loss that is no number is no end.
+        """
         seen: list[Tensor] = []
         trained = [p for p in plan.module.parameters() if p.requires_grad]
+        self.taken = 0
+
+        def begin(_: Step) -> None:
+            seen.append(torch.zeros(sum(p.numel() for p in trained), dtype=torch.float64))
 
         def read() -> None:
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-            seen.append(torch.cat([grad.detach().flatten() for grad in grads]).double().cpu())
+            seen[-1] = torch.cat([grad.detach().flatten() for grad in grads]).double().cpu()
+            self.taken += 1
 
         refused = ""
+        observers = (*plan.observers, begin)
         with seeded(self.seed, "privacy checks"), reading(plan, read):
             try:
-                train(replace(plan, loader=loader, epochs=epochs, patience=None))
+                train(replace(plan, loader=loader, epochs=epochs, patience=None, observers=observers))
             except UsageError as error:
                 refused = str(error)
         if refused and len(seen) < epochs * loader.steps:
