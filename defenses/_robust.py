@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from defenses.dp_sgd.engine import is_private
 from secure_ml.access import WhiteBox
 from secure_ml.adaptive import log_probabilities
-from secure_ml.batch import Batch, Tree
+from secure_ml.batch import Batch, Tree, leaves, tree_map
 from secure_ml.errors import NotApplicable, UsageError, require
 from secure_ml.outputs import Classes, Ranking, Values
 from secure_ml.scores import squared_difference
@@ -134,8 +134,14 @@ class Pairs:
         return batch
 
     def twin(self, batch: Batch) -> Tree:
-        """The attacked inputs of a batch; a batch that was not transformed is its own twin."""
-        return self.attacked if batch.inputs is self.clean else batch.inputs
+        """The attacked inputs of a batch, or of a piece of it; a batch that was not transformed is its own twin."""
+        if batch.inputs is self.clean:
+            return self.attacked
+        piece, whole = (next(leaves(inputs), None) for inputs in (batch.inputs, self.clean))
+        if piece is None or whole is None or piece.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+            return batch.inputs
+        start = (piece.storage_offset() - whole.storage_offset()) // whole.stride(0)
+        return tree_map(lambda tensor: tensor[start : start + len(piece)], self.attacked)
 
     def __call__(self, step: Step) -> None:
         """Raise `UsageError` where a later defense replaced the batch, so that the loss never met its twin."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from secure_ml.defense import Defense
 from secure_ml.errors import NotApplicable, require
+from secure_ml.randomness import seeded
+from secure_ml.task import Task
 
 
 class LowRankLinear(nn.Module):
@@ -63,12 +65,15 @@ class LowRank(Defense):
         require(self.rank >= 1, f"LowRank needs a rank of at least 1; given {self.rank}")
         require(self.scale > 0, f"LowRank needs a scale above 0; given {self.scale}")
 
+    def check(self, task: Task) -> None:
+        """Raise `NotApplicable` for a model without two dense layers of its own."""
+        with seeded(0, "low rank"):
+            _dense(task.build())
+
     def adapt(self, module: nn.Module) -> nn.Module:
         """A copy of the module with a narrow product beside each dense layer but the last."""
         module = deepcopy(module).requires_grad_(False)
-        dense = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]
-        if len(dense) < 2:
-            raise NotApplicable(f"LowRank works beside dense layers, the last one whole; the module has {len(dense)}")
+        dense = _dense(module)
         for name in dense[:-1]:
             parent, _, child = name.rpartition(".")
             layer = module.get_submodule(name)
@@ -81,6 +86,13 @@ class LowRank(Defense):
     def tiny(cls) -> LowRank:
         """Two directions."""
         return cls(rank=2)
+
+
+def _dense(module: nn.Module) -> list[str]:
+    names = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]
+    if len(names) < 2:
+        raise NotApplicable(f"LowRank works beside dense layers, the last one whole; the module has {len(names)}")
+    return names
 
 
 def trained_share(module: nn.Module) -> float:

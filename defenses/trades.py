@@ -22,7 +22,7 @@ from defenses._robust import (
 from secure_ml.access import WhiteBox
 from secure_ml.batch import Batch, Tree
 from secure_ml.defense import Defense
-from secure_ml.errors import require
+from secure_ml.errors import UsageError, require
 from secure_ml.task import Task
 from secure_ml.training import Plan
 
@@ -79,7 +79,10 @@ class TRADES(Defense):
             right = plan.loss(recorder, batch)
             with torch.random.fork_rng(devices=[plan.device] if plan.device.type == "cuda" else []):
                 answers = module(batch.inputs) if recorder.answers is None else recorder.answers
-                return right + self.beta * divergence(task, answers, module(pairs.twin(batch)))
+                apart = divergence(task, answers, module(pairs.twin(batch)))
+            if len(apart) != len(right):
+                raise UsageError("TRADES compares single examples, and a defense before it averages: list TRADES first")
+            return right + self.beta * apart
 
         return replace(
             plan,

@@ -67,8 +67,11 @@ class Batch:
         return self.map(lambda tensor: tensor.to(device))
 
     def chunks(self, size: int) -> Iterator[Batch]:
-        """The batch in pieces of at most ``size`` examples; a batch of 0 is one piece of 0."""
-        for start in range(0, max(len(self), 1), size):
+        """The batch in pieces of at most ``size`` examples: itself where one is enough, else views of it."""
+        if len(self) <= size:
+            yield self
+            return
+        for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
 

@@ -360,7 +360,9 @@ def test_a_killed_run_ends_at_the_same_weights(stack: list[sm.Defense], tmp_path
         ([WeightPerturbation(), DPSGD(noise=1.0)], "does not go with DP-SGD"),
         ([DPSGD(noise=1.0), WeightPerturbation()], "does not go with DP-SGD"),
         ([FastTraining(), DPSGD(noise=1.0)], "reads training examples that no budget counts"),
-        ([FreeTraining(guard=0), DPSGD(noise=1.0)], "more often than its sampling is accounted for"),
+        ([FreeTraining(guard=0), DPSGD(noise=1.0)], "another defense replaced the sampler"),
+        ([DPSGD(noise=1.0, multiplicity=2), TRADES(steps=1)], "list TRADES first"),
+        ([DPSGD(noise=1.0), FreeTraining(guard=0)], "more often than its sampling is accounted for"),
     ],
 )
 def test_stacks_that_make_no_sense(stack: list[sm.Defense], match: str) -> None:
@@ -375,6 +377,21 @@ def test_private_trades_keeps_its_claim(first: bool) -> None:
     stack = [private, robust] if first else [robust, private]
     alone, both = (sm.fit(tiny_task("digits_mlp"), s, device="cpu").claims for s in ([private], stack))
     assert [claim.short for claim in both] == [claim.short for claim in alone]
+
+
+@pytest.mark.parametrize("cls", [TRADES, MART])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_piece_of_a_batch_meets_its_own_twin(cls: type[sm.Defense], first: bool) -> None:
+    """Memory is bounded without a change: the weights are those of whole batches, and not those without the twins."""
+
+    def weights(defense: sm.Defense | None, physical: int | None) -> torch.Tensor:
+        stack = [d for d in (defense, DPSGD(noise=0.5, epochs=1, physical=physical)) if d]
+        victim = sm.fit(tiny_task("digits_mlp"), stack if first else stack[::-1], device="cpu")
+        return torch.cat([p.detach().flatten() for p in victim.module.parameters()])
+
+    pieces, whole, alone = weights(cls.tiny(), 5), weights(cls.tiny(), None), weights(None, None)
+    assert (pieces - whole).abs().max() < 1e-6
+    assert (alone - whole).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(

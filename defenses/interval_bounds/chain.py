@@ -23,6 +23,7 @@ from defenses.interval_bounds.layers import (
     relu_lines,
     s_lines,
 )
+from defenses.dp_sgd.engine import is_private
 from secure_ml.errors import NotApplicable
 from secure_ml.tasks._resnet import Standardize
 from secure_ml.tasks.mnist_cnn import SoftThreshold
@@ -32,8 +33,11 @@ def chain_of(module: nn.Module) -> list[Layer]:
     """The layers of a module, in evaluation mode, in the order in which they are passed.
 
     The layers hold the module's own weights: bounds can be differentiated in them. Raises `NotApplicable` for a module
-    that is not a chain of layers whose bounds are known, and for one with hooks, which could change any answer.
+    that is not a chain of layers whose bounds are known, for one with hooks, which could change any answer, and for one
+    that is trained by DP-SGD: bounds use weights outside of the layers that own them.
     """
+    if is_private(module):
+        raise NotApplicable("bounds cannot be trained by DP-SGD, which clips what a layer's own call adds to its weights")
     return list(_layers(module))
 
 
