@@ -83,16 +83,24 @@ def distort(wave: Tensor, rng: torch.Generator) -> Tensor:
     at = torch.arange(length, device=wave.device)
     hole, width = uniform(-0.1, 1) * length, uniform(0, 0.1) * length
     wave = wave * ~((at > hole) & (at < hole + width))
-    spectrum = torch.fft.rfft(wave)
+    spectrum = spectrum_of(wave)
     share = torch.arange(spectrum.shape[1], device=wave.device) / spectrum.shape[1]
     decibels = sum(uniform(-6, 6) * torch.cos(math.pi * k * share) for k in (1, 2, 3))
     hole, width = uniform(-0.1, 1), uniform(0, 0.1)
     kept = ~((share > hole) & (share < hole + width))
-    wave = torch.fft.irfft(spectrum * 10 ** (decibels / 20) * kept, length)
+    wave = torch.fft.irfft(spectrum * 10 ** (decibels / 20) * kept, length) if n else wave
     loudness = wave.square().mean(1, keepdim=True).sqrt()
     noise = torch.randn(n, length, generator=rng).to(wave.device)
     wave = wave + loudness * 10 ** (-uniform(10, 50) / 20) * noise
     return wave / wave.abs().amax(1, keepdim=True).clamp(min=1e-6) * uniform(0.5, 1)
+
+
+def spectrum_of(waves: Tensor) -> Tensor:
+    """The spectra ``(..., T // 2 + 1)`` of real waves ``(..., T)``; of no waves at all none, which MKL may refuse."""
+    if waves.numel():
+        return torch.fft.rfft(waves)
+    half = waves[..., : waves.shape[-1] // 2 + 1]
+    return torch.complex(half, half)
 
 
 def resample(wave: Tensor, start: Tensor, speed: Tensor) -> Tensor:
@@ -126,7 +134,7 @@ class LogMel(nn.Module):
     def forward(self, wave: Tensor) -> Tensor:
         """Log-energies around 0, of half-overlapping frames."""
         frames = nn.functional.pad(wave, (self.hop // 2, self.hop // 2)).unfold(1, len(self.window), self.hop)
-        spectrum = torch.fft.rfft(frames * self.window)
+        spectrum = spectrum_of(frames * self.window)
         energy = (spectrum.real.square() + spectrum.imag.square()) @ self.mel
         level = energy.mean((1, 2), keepdim=True) + 1e-8
         heard = (energy / level + 1e-3).log()
