@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defenses._robust import climb, refuse_private
+from defenses._robust import refuse_private
 from secure_ml.access import WhiteBox
 from secure_ml.batch import Batch
+from secure_ml.climb import climb
 from secure_ml.outputs import Classes, Ranking
 from secure_ml.task import Task
 from secure_ml.threats import Threat

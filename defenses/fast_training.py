@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from defenses._collapse import Guard
-from defenses._robust import Growth, check_climb, check_gradients, check_reach, climb, threat_of
+from defenses._robust import Growth, check_climb, check_gradients, check_reach, threat_of
 from secure_ml.access import WhiteBox
 from secure_ml.batch import Batch
 from secure_ml.checkpoint import Randomness, Stateful
+from secure_ml.climb import climb
 from secure_ml.defense import Defense
 from secure_ml.errors import require
 from secure_ml.randomness import generator

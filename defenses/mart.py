@@ -7,19 +7,11 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from defenses._robust import (
-    Growth,
-    Pairs,
-    check_classes,
-    check_climb,
-    check_gradients,
-    check_reach,
-    climb,
-    threat_of,
-)
+from defenses._robust import Growth, Pairs, check_classes, check_climb, check_gradients, check_reach, threat_of
 from secure_ml.access import WhiteBox
 from secure_ml.adaptive import log_probabilities
 from secure_ml.batch import Batch, Tree
+from secure_ml.climb import climb
 from secure_ml.defense import Defense
 from secure_ml.errors import NotApplicable, UsageError, require
 from secure_ml.task import Task, cross_entropy

@@ -8,19 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from defenses._robust import (
-    Growth,
-    Pairs,
-    Recorder,
-    check_climb,
-    check_gradients,
-    check_reach,
-    climb,
-    divergence,
-    threat_of,
-)
+from defenses._robust import Growth, Pairs, Recorder, check_climb, check_gradients, check_reach, threat_of
 from secure_ml.access import WhiteBox
 from secure_ml.batch import Batch, Tree
+from secure_ml.climb import climb, divergence
 from secure_ml.defense import Defense
 from secure_ml.errors import UsageError, require
 from secure_ml.task import Task

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import secure_ml as sm
 from attacks.evasion.pgd import PGD
 from defenses._collapse import Guard
-from defenses._robust import climb, divergence, log_probabilities
+from defenses._robust import log_probabilities
 from defenses.adversarial_training import AdversarialTraining
 from defenses.dp_sgd import DPSGD
 from defenses.fast_training import FastTraining
@@ -26,6 +26,7 @@ from defenses.weight_perturbation import WeightPerturbation
 from secure_ml.access import WhiteBox
 from secure_ml.batch import Batch
 from secure_ml.checkpoint import Checkpoint
+from secure_ml.climb import climb, divergence
 from secure_ml.randomness import generator
 from secure_ml.training import Plan, Step, make_plan, train
 from tests.laws import tiny_task

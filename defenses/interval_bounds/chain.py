@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+from defenses.dp_sgd.engine import is_private
 from defenses.interval_bounds.layers import (
     Averaged,
     Bend,
@@ -23,7 +24,6 @@ from defenses.interval_bounds.layers import (
     relu_lines,
     s_lines,
 )
-from defenses.dp_sgd.engine import is_private
 from secure_ml.errors import NotApplicable
 from secure_ml.tasks._resnet import Standardize
 from secure_ml.tasks.mnist_cnn import SoftThreshold
@@ -37,7 +37,9 @@ def chain_of(module: nn.Module) -> list[Layer]:
     that is trained by DP-SGD: bounds use weights outside of the layers that own them.
     """
     if is_private(module):
-        raise NotApplicable("bounds cannot be trained by DP-SGD, which clips what a layer's own call adds to its weights")
+        raise NotApplicable(
+            "bounds cannot be trained by DP-SGD, which clips what a layer's own call adds to its weights"
+        )
     return list(_layers(module))
 
 

@@ -97,10 +97,9 @@ def distort(wave: Tensor, rng: torch.Generator) -> Tensor:
 
 def spectrum_of(waves: Tensor) -> Tensor:
     """The spectra ``(..., T // 2 + 1)`` of real waves ``(..., T)``; of no waves at all none, which MKL may refuse."""
-    if waves.numel():
-        return torch.fft.rfft(waves)
     half = waves[..., : waves.shape[-1] // 2 + 1]
-    return torch.complex(half, half)
+    spectra: Tensor = torch.fft.rfft(waves) if waves.numel() else torch.complex(half, half)
+    return spectra
 
 
 def resample(wave: Tensor, start: Tensor, speed: Tensor) -> Tensor:
@@ -141,7 +140,7 @@ class LogMel(nn.Module):
         loud = energy.mean(2, keepdim=True) / level
         loud = loud / (loud + 0.1)
         mean = (loud * heard).sum(1, keepdim=True) / (loud.sum(1, keepdim=True) + 1e-3)
-        return cast("Tensor", heard - mean).transpose(1, 2) / 3
+        return (heard - mean).transpose(1, 2) / 3
 
 
 def mel_bands(bands: int, bins: int) -> Tensor:
