@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from secure_ml.access import BlackBox
 from secure_ml.batch import Batch
 from secure_ml.errors import require
-from secure_ml.families.extraction import Extraction, Train
+from secure_ml.families.extraction import Extraction
+from secure_ml.imitation import Imitation, Net, check_net
 from secure_ml.outputs import Reveal, check_reveal
-from secure_ml.scores import Predict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,14 @@ class Knockoff(Extraction):
 
     queries: int = 300
     """The budget."""
+    budgets: tuple[int, ...] = ()
+    """Smaller budgets at which the copy is judged on the way."""
     reveal: Reveal = "probabilities"
     """How much of each answer the adversary sees."""
+    source: str = ""
+    """The document model whose training inputs are asked about; the victim's auxiliary split unless given."""
+    net: Net = "same"
+    """Architecture of the copy."""
     epochs: int | None = None
     """Of the surrogate, over the answers; as many steps as the victim had unless given."""
 
@@ -36,14 +44,18 @@ class Knockoff(Extraction):
         require(self.queries >= 1, f"Knockoff needs a budget of at least 1 query; given {self.queries}")
         require(self.epochs is None or self.epochs >= 1, f"Knockoff needs at least 1 epoch; given {self.epochs}")
         check_reveal(self.reveal)
+        check_net(self.net)
 
-    def steal(self, access: BlackBox, pool: Batch, train: Train, rng: torch.Generator) -> Predict:
-        """The surrogate's predictor."""
-        chosen = torch.randperm(len(pool), generator=rng)[: self.queries]
-        inputs = pool.take(chosen).inputs
-        return train(inputs, access(inputs), self.epochs)
+    def steal(self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator) -> Iterator[nn.Module]:
+        """A copy at each budget, from the answers so far."""
+        asked = pool.take(torch.randperm(len(pool), generator=rng)[: self.queries])
+        answers = torch.empty(0)
+        for budget in self.stages:
+            new = asked.take(slice(len(answers), budget)).inputs
+            answers = torch.cat([answers, access(new)]) if len(answers) else access(new)
+            yield train(asked.take(slice(0, budget)).inputs, answers, self.epochs, net=self.net)
 
     @classmethod
     def tiny(cls) -> Knockoff:
         """Eight queries."""
-        return cls(queries=8)
+        return cls(queries=8, budgets=(4,))

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import ClassVar, TypeAlias, final
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from secure_ml.access import BlackBox
-from secure_ml.attack import Attack, Result, stopwatch
-from secure_ml.batch import Batch, Splits, Tree
-from secure_ml.errors import require
-from secure_ml.outputs import Reveal
+from secure_ml.access import BlackBox, WhiteBox
+from secure_ml.attack import Attack, Result
+from secure_ml.batch import Batch, leaves
+from secure_ml.climb import climb, divergence
+from secure_ml.discovery import task as task_named
+from secure_ml.errors import UsageError, require
+from secure_ml.imitation import Imitation
+from secure_ml.outputs import Classes, Ranking, Reveal, Values
 from secure_ml.randomness import derive, generator
 from secure_ml.rows import Row, make_row, pool_rows
-from secure_ml.scores import Predict
-from secure_ml.task import Predictor, Task, unchanged
-from secure_ml.threats import Threat
-from secure_ml.training import fit
-from secure_ml.victim import Victim
-
-Train: TypeAlias = Callable[[Tree, Tensor, int | None], Predict]
-"""Inputs, the answers to them and epochs (None for as many steps as the victim had), to a surrogate's predictor."""
+from secure_ml.stats import Estimate, bootstrap, clopper_pearson
+from secure_ml.task import Task
+from secure_ml.threats import Threat, Walk
+from secure_ml.victim import Plain, Victim
 
 
 class Extraction(Attack):
@@ -35,33 +34,57 @@ class Extraction(Attack):
     """How much of each answer the adversary sees."""
     queries: int
     """The budget; asking for more raises `BudgetExceeded`."""
+    budgets: tuple[int, ...] = ()
+    """Smaller budgets at which the copy is judged on the way."""
+    source: str = ""
+    """The document model whose training inputs the adversary asks about; the victim's auxiliary split unless given."""
 
     @abstractmethod
-    def steal(self, access: BlackBox, pool: Batch, train: Train, rng: torch.Generator) -> Predict:
-        """A predictor that imitates the victim, made from answers to inputs of the pool."""
+    def steal(self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator) -> Iterator[nn.Module]:
+        """Copies of the victim, one at each of `stages`, each from the queries that were made so far."""
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The budgets at which a copy is made, the whole one last."""
+        return (*sorted({budget for budget in self.budgets if budget < self.queries}), self.queries)
 
     @final
     def evaluate(self, victim: Victim, *, threat: Threat | None, seed: int, examples: int) -> Result:
-        """Compare the copy with what the victim serves, on test examples that neither has seen."""
+        """Compare each copy with what the victim serves, on test examples that neither has seen."""
         self.check(victim.task, threat)
-        task, test = victim.task, victim.tested(examples)
-        access = BlackBox(task, victim.served, self.reveal, self.queries)
-        train = _trainer(victim, derive(seed, "extraction", repr(self)))
-        with stopwatch(victim.device) as seconds:
-            rng = generator(seed, "extraction", repr(self))
-            copy = self.steal(access, victim.splits.aux, train, rng)
-        access.budget = access.queries  # a copy that still asks the victim is none
-        fidelity = task.output.fidelity(copy(test.inputs).to(victim.device), victim.served(test.inputs))
-        accuracy = task.score.measure(lambda inputs: copy(inputs).to(victim.device), test)
-        share = f"fidelity at {access.queries} queries"
-        rows = [
-            make_row(victim, name, estimate, attack=repr(self), unit=unit, queries=access.queries, seconds=seconds[0])
-            for name, estimate, unit in (
-                (share, fidelity, "share"),
-                (f"copy's {task.score.name}", accuracy, task.score.unit),
-            )
-        ]
+        test = victim.tested(examples)
+        pool = self._pool(victim)
+        access = BlackBox(victim.task, victim.served, self.reveal, self.queries)
+        name = ("extraction", repr(self))
+        copies = self.steal(access, pool, Imitation(victim, derive(seed, *name)), generator(seed, *name))
+        truth, note = victim.served(test.inputs), overlap(pool, victim.splits.train)
+        rows: list[Row] = []
+        seconds = 0.0
+        for _ in self.stages:
+            start = time.perf_counter()
+            copy = next(copies, None)
+            seconds += time.perf_counter() - start
+            for what, estimate, unit in judge(victim, copy, test, truth, threat, seed) if copy is not None else ():
+                rows.append(
+                    make_row(
+                        victim,
+                        f"{what} at {access.queries} queries",
+                        estimate,
+                        attack=repr(self),
+                        unit=unit,
+                        queries=access.queries,
+                        seconds=seconds,
+                        note=note,
+                    )
+                )
+        require(bool(rows), f"{self!r} made no copy of {victim.task}")
         return Result(tuple(rows))
+
+    def _pool(self, victim: Victim) -> Batch:
+        """The inputs that the adversary has."""
+        if not self.source:
+            return victim.splits.aux
+        return _foreign(victim, self.source).to(victim.device)
 
     @final
     @classmethod
@@ -73,35 +96,76 @@ class Extraction(Attack):
         best: dict[str, list[Row]] = {}
         for results in by_attack.values():
             rows = [pool_rows(same) for same in zip(*(result.rows for result in results), strict=True)]
-            rival = best.get(rows[0].measure)
-            if rival is None or (rows[0].value or 0.0) > (rival[0].value or 0.0):
-                best[rows[0].measure] = rows
+            for place, row in enumerate(rows):
+                rival = best.get(row.measure)
+                better = rival is None or (row.value or 0.0) > (rival[0].value or 0.0)
+                if row.measure.startswith("fidelity at") and better:
+                    best[row.measure] = rows[place : place + 2]
         return [row for rows in best.values() for row in rows]
 
 
-def _trainer(victim: Victim, seed: int) -> Train:
-    """Training of a surrogate: the task's own architecture and recipe, as many steps as the victim had."""
-    task, recipe = victim.task, victim.task.recipe
+def judge(
+    victim: Victim, copy: nn.Module, test: Batch, truth: Tensor, threat: Threat | None, seed: int
+) -> list[tuple[str, Estimate, str]]:
+    """Name, estimate and unit of all that a copy is measured by; ``truth`` is what the victim serves for the test."""
+    task, served = victim.task, Plain(copy.eval(), victim.task.chunk)
+    answers = served(test.inputs).to(truth)
+    apart = divergence(task, truth, answers).double().cpu().numpy()
+    kind, unit = ("squared distance", "") if isinstance(task.output, Values) else ("divergence", "nats")
+    found = [
+        ("fidelity", task.output.fidelity(answers, truth), "share"),
+        (f"copy's {task.score.name}", task.score.measure(served, test), task.score.unit),
+        (f"copy's {kind}", bootstrap(lambda a: float(a.mean()), apart), unit),
+    ]
+    moved = transfer(victim, copy, test, truth, threat or task.threat, seed)
+    return [*found, *([("transfer", moved, "share")] if moved else [])]
 
-    def imitation(predictor: Predictor, batch: Batch) -> Tensor:
-        assert isinstance(batch.target, Tensor)
-        return task.output.imitate(predictor(batch.inputs), batch.target)
 
-    def train(inputs: Tree, answers: Tensor, epochs: int | None) -> Predict:
-        data = Batch(inputs, answers)
-        require(len(data) > 0, "a surrogate needs at least one answer to learn from")
-        none = data.take(slice(0, 0))
-        steps = recipe.epochs * -(-len(victim.splits.train) // recipe.batch_size)
-        epochs = epochs or -(-steps // -(-len(data) // recipe.batch_size))
-        surrogate = replace(
-            task,
-            name=f"{task.name}_surrogate",
-            data=lambda _: Splits(data, none, none, none),
-            loss=imitation,
-            renew=None,
-            augment=unchanged if task.renew else task.augment,  # that of transitions has no meaning for answers
-            recipe=replace(recipe, epochs=epochs, patience=None),
-        )
-        return fit(surrogate, seed=seed, device=victim.device).served
+def transfer(
+    victim: Victim, copy: nn.Module, test: Batch, truth: Tensor, threat: Threat | None, seed: int
+) -> Estimate | None:
+    """The share of examples, right before, that a change made on the copy turns wrong; None where nothing is climbed.
 
-    return train
+    At most `TRANSFERRED` examples, and `CLIMB` steps up the copy's own loss within the threat.
+    """
+    task = victim.task
+    if not isinstance(task.output, Classes) or isinstance(task.output, Ranking) or threat is None:
+        return None
+    if not all(isinstance(part, Walk) for part in threat.parts()) or not isinstance(test.target, Tensor):
+        return None
+    chosen = (task.output.decide(truth) == test.target).nonzero()[:TRANSFERRED, 0]
+    if not len(chosen):
+        return None
+    attacked = climb(WhiteBox(task, copy), test.take(chosen), threat, None, generator(seed, "transfer"), steps=CLIMB)
+    after = task.output.decide(victim.served(attacked))
+    return clopper_pearson(int((after != test.target[chosen]).sum()), len(chosen))
+
+
+def overlap(pool: Batch, members: Batch) -> str:
+    """A warning where the victim was trained on some inputs of the pool; empty where it was not."""
+    mine = set(_rows(members))
+    known = sum(row in mine for row in _rows(pool))
+    return f"{known} of {len(pool)} inputs of the pool are training examples: overstated" if known else ""
+
+
+def _rows(batch: Batch) -> list[bytes]:
+    tables = [leaf.detach().cpu().reshape(len(batch), -1).contiguous().numpy() for leaf in leaves(batch.inputs)]
+    return [b"".join(table[i].tobytes() for table in tables) for i in range(len(batch))]
+
+
+def _foreign(victim: Victim, source: str) -> Batch:
+    """The training inputs of another document model; `UsageError` where they are none of this one's inputs."""
+    task = victim.task
+    pool = task_named(source, **({"tiny": True} if "tiny=True" in task.options else {})).draw(0).train
+    mine, theirs = ([tuple(leaf.shape[1:]) for leaf in leaves(batch.inputs)] for batch in (victim.splits.train, pool))
+    require(mine == theirs, f"inputs of {source} have shapes {theirs}; {task.name} takes {mine}: choose another pool")
+    try:
+        for surface in task.surfaces:
+            surface.check(pool.inputs)
+    except UsageError as error:
+        raise UsageError(f"the pool of {source} holds what is no input of {task.name}: {error}") from None
+    return pool
+
+
+TRANSFERRED = 200
+CLIMB = 20
