@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from secure_ml.adaptive import Transform
 from secure_ml.batch import Tree, tree_map
-from secure_ml.victim import Served
+from secure_ml.victim import Served, Wrapped
 
 
 class Preprocessed(nn.Module):
@@ -58,16 +57,13 @@ class ScaledModule(Around):
         return outputs * self.factor
 
 
-class ScaledAnswers(Served):
+class ScaledAnswers(Wrapped):
     """The answers of another predictor, multiplied: sharper above 1, smoother below."""
 
     def __init__(self, inner: Served, factor: float) -> None:
-        self.inner, self.factor = inner, factor
+        super().__init__(inner)
+        self.factor = factor
 
     def __call__(self, inputs: Tree) -> Tensor:
         """The multiplied answers."""
         return self.inner(inputs) * self.factor
-
-    def usage(self) -> Mapping[str, int]:
-        """What the inner predictor has used."""
-        return self.inner.usage()

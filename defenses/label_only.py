@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from secure_ml.defense import Defense
 from secure_ml.errors import NotApplicable
 from secure_ml.outputs import Output
 from secure_ml.task import Task
-from secure_ml.victim import Served, Victim
+from secure_ml.victim import Served, Victim, Wrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +39,13 @@ class LabelOnly(Defense):
         return replace(victim, served=Labels(victim.served, victim.task.output))
 
 
-class Labels(Served):
+class Labels(Wrapped):
     """The class of another predictor's answers."""
 
     def __init__(self, inner: Served, output: Output) -> None:
-        self.inner, self.output = inner, output
+        super().__init__(inner)
+        self.output = output
 
     def __call__(self, inputs: Tree) -> Tensor:
         """Nearly certain logits of the class."""
         return self.output.reveal(self.inner(inputs), "label")
-
-    def usage(self) -> Mapping[str, int]:
-        """What the inner predictor has used."""
-        return self.inner.usage()

@@ -5,7 +5,7 @@ from secure_ml.attack import Attack
 from secure_ml.batch import Batch, Splits
 from secure_ml.defense import Defense
 from secure_ml.discovery import task
-from secure_ml.errors import BudgetExceeded, NotApplicable, SecureMLError, UsageError
+from secure_ml.errors import BudgetExceeded, NotApplicable, Refused, SecureMLError, UsageError
 from secure_ml.families.audit import Audit
 from secure_ml.families.evasion import Evasion
 from secure_ml.families.extraction import Extraction
@@ -60,6 +60,7 @@ __all__ = [
     "Ranking",
     "Recipe",
     "Reconstruction",
+    "Refused",
     "Row",
     "Sample",
     "Scrutiny",

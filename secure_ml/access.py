@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Tree, leaves
-from secure_ml.errors import BudgetExceeded
+from secure_ml.errors import BudgetExceeded, Refused
 from secure_ml.modes import evaluating
 from secure_ml.outputs import Reveal
+from secure_ml.victim import Served
 
 if TYPE_CHECKING:
     from secure_ml.surfaces import Surface
@@ -58,7 +59,7 @@ class WhiteBox(Access):
     @classmethod
     def open(cls, victim: Victim) -> WhiteBox:
         """The access of an adversary who holds a victim's weights."""
-        return cls(victim.task, victim.module, victim.served.stand_in())
+        return cls(victim.task, victim.module, victim.served.stand_in().session())
 
     def __call__(self, inputs: Tree) -> Tensor:
         """Outputs of the module, in evaluation mode, without gradients."""
@@ -94,8 +95,9 @@ class WhiteBox(Access):
 
         def served(inputs: Tree) -> Tensor:
             assert self._served is not None
-            self.queries += len(next(leaves(inputs)))
-            return self._served(inputs)
+            answers = self._served(inputs)
+            self.queries += len(answers)
+            return answers
 
         return BlackBox(self.task, served, reveal, budget)
 
@@ -105,7 +107,10 @@ class WhiteBox(Access):
 
 
 class BlackBox(Access):
-    """The served model behind a meter: it counts, stops at the budget, and reveals no more than it says."""
+    """The served model behind a meter: it counts, stops at the budget, and reveals no more than it says.
+
+    Whoever holds it is one client of what is served.
+    """
 
     def __init__(
         self, task: Task, served: Callable[[Tree], Tensor], reveal: Reveal = "logits", budget: int | None = None
@@ -113,15 +118,22 @@ class BlackBox(Access):
         super().__init__(task)
         self.reveal: Reveal = reveal
         self.budget = budget
-        self._served = served
+        self._served = served.session() if isinstance(served, Served) else served
 
     def __call__(self, inputs: Tree) -> Tensor:
-        """What is revealed about each input; `BudgetExceeded`, and no answer, where the budget does not last."""
+        """What is revealed about each input; `BudgetExceeded`, and no answer, where the budget does not last.
+
+        Raises `Refused`, with the answers there are, where the served model answers fewer; only those are counted.
+        """
         n = len(next(leaves(inputs)))
         if self.budget is not None and self.queries + n > self.budget:
             raise BudgetExceeded(f"{n} queries after {self.queries} exceed the budget of {self.budget}")
-        self.queries += n
-        return self.task.output.reveal(self._served(inputs), self.reveal)
+        answers = self._served(inputs)
+        self.queries += len(answers)
+        revealed = self.task.output.reveal(answers, self.reveal)
+        if len(answers) < n:
+            raise Refused(f"the served model refused its client after {self.queries} queries", revealed)
+        return revealed
 
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss ``(B,)`` computed from what is revealed."""

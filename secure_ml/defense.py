@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from torch import nn
 
@@ -20,6 +20,9 @@ class Defense:
 
     A defense is a frozen dataclass whose fields are its settings and whose repr is its name in every table.
     """
+
+    misleads: ClassVar[bool] = False
+    """Whether some of what it serves is, on purpose, another decision than the module's, in every setting of it."""
 
     def __init_subclass__(cls) -> None:
         cls.__repr__ = brief  # type: ignore[method-assign]

@@ -1,7 +1,13 @@
 """The ways in which a request can fail, each told in one sentence."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SecureMLError(Exception):
@@ -14,6 +20,17 @@ class UsageError(SecureMLError, ValueError):
 
 class NotApplicable(SecureMLError):  # noqa: N818
     """A defense or an attack has no meaning for a task; the text is the reason that the matrix prints."""
+
+
+class Refused(NotApplicable):
+    """A served model answers this client no more: an attack by one client that needs more has no result.
+
+    ``answers`` are what was revealed about the first of the inputs that were asked about last; they may be none.
+    """
+
+    def __init__(self, message: str, answers: Tensor) -> None:
+        super().__init__(message)
+        self.answers = answers
 
 
 class BudgetExceeded(SecureMLError):  # noqa: N818

@@ -8,6 +8,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -53,9 +54,34 @@ class Served(ABC):
         """What an adversary may query in its place because the answers are the same, if that is cheaper."""
         return self
 
+    def session(self) -> Served:
+        """The view of one client who has not asked yet: itself, where nothing is remembered of a client.
+
+        A view may answer only the first of the inputs, or none, where its client is to learn no more. Who measures
+        what is served asks without a session: nothing is counted then, and nothing refused.
+        """
+        return self
+
     def usage(self) -> Mapping[str, int]:
         """What answering has cost so far, by name, beyond the number of queries."""
         return {}
+
+
+class Wrapped(Served):
+    """The answers of another predictor, changed; a client's view of it wraps that client's view of the other."""
+
+    def __init__(self, inner: Served) -> None:
+        self.inner = inner
+
+    def session(self) -> Served:
+        """The same change of what a new client is answered."""
+        view = copy(self)
+        view.inner = self.inner.session()
+        return view
+
+    def usage(self) -> Mapping[str, int]:
+        """What the inner predictor has used."""
+        return self.inner.usage()
 
 
 class Plain(Served):

@@ -264,7 +264,8 @@ def law_served_well(defense: Defense, name: str) -> None:
     victim.task.output.check(answers, len(test))
     with torch.no_grad():
         twin = victim.module(test.inputs)
-    assert victim.task.output.fidelity(answers, twin).value > 0.999, "the served answers are not the module's"
+    if not defense.misleads:
+        assert victim.task.output.fidelity(answers, twin).value > 0.999, "the served answers are not the module's"
     for part in victim.module.modules():
         assert not {**part._forward_hooks, **part._backward_hooks, **part._forward_pre_hooks}, "hooks were left behind"
         assert not part.training
