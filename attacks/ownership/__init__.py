@@ -1,0 +1,1 @@
+"""Ownership: whether a suspect was copied from the victim, tested beside models that were not."""
