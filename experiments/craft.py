@@ -15,6 +15,7 @@ from experiments._catalog import parse, set_data_directory, threat_of
 from secure_ml.batch import Batch, Tree, leaves
 from secure_ml.errors import require
 from secure_ml.families.evasion import Evasion
+from secure_ml.vault import key_from
 from secure_ml.victim import Victim, writable
 
 
@@ -40,6 +41,8 @@ class Craft:
     """Where to run."""
     out: Path = Path("runs/craft")
     """Folder for examples.safetensors (and sheet.png, of images)."""
+    key_file: Path | None = None
+    """File with the key by which the weights were encrypted; or else SECURE_ML_KEY, where that is set."""
     data_dir: Path | None = None
     """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
 
@@ -53,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     require(isinstance(attack, Evasion), f"{options.attack!r} changes no inputs: name an evasion attack, pgd say")
     assert isinstance(attack, Evasion)
     folder = options.model or Path("runs") / "fit" / task.name
-    victim = Victim.load(folder, task, stack, device=options.device)
+    victim = Victim.load(folder, task, stack, device=options.device, key=key_from(options.key_file))
     threat = threat_of(options.threat) if options.threat else None
     clean, changed = attack.craft(victim, threat=threat, seed=options.seed, examples=options.examples)
     out = writable(options.out)

@@ -16,6 +16,7 @@ from experiments._catalog import parse, set_data_directory
 from secure_ml.report import card, with_usage
 from secure_ml.rows import table
 from secure_ml.training import Observer, Step, fit
+from secure_ml.vault import key_from
 from secure_ml.victim import MODEL_FILES, vacate, writable
 
 
@@ -23,7 +24,8 @@ from secure_ml.victim import MODEL_FILES, vacate, writable
 class Fit:
     """Train one task under one stack of defenses, print its card, and keep the model (safetensors and JSON).
 
-    A killed call goes on from the last epoch that was kept (at most every 20 seconds) when it is repeated.
+    A killed call goes on from the last epoch that was kept (at most every 20 seconds) when it is repeated; with a key
+    nothing is kept on the way, since that would not be encrypted.
     """
 
     task: tyro.conf.Positional[str]
@@ -40,6 +42,8 @@ class Fit:
     """Where to train."""
     out: Path | None = None
     """Folder for the model; runs/fit/TASK unless given."""
+    key_file: Path | None = None
+    """File with the key by which the weights are encrypted; or else SECURE_ML_KEY, where that is set."""
     data_dir: Path | None = None
     """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
 
@@ -51,14 +55,15 @@ def main(argv: Sequence[str]) -> int:
     task, stack = catalog.task(options.task), catalog.stack(options.defense)
     asked = {name: getattr(options, name) for name in ("epochs", "patience") if getattr(options, name) is not None}
     task = replace(task, recipe=replace(task.recipe, **asked))
+    key = key_from(options.key_file)
     folder = options.out or Path("runs") / "fit" / task.name
     vacate(folder, MODEL_FILES, remove=False)
     writable(folder.parent)
     with Progress(console=Console(stderr=True), transient=not sys.stderr.isatty()) as progress:
         observers = (_watch(progress),)
-        unfinished = folder.parent / f".{folder.name}.unfinished"
+        unfinished = None if key else folder.parent / f".{folder.name}.unfinished"  # which is not encrypted
         victim = fit(task, stack, seed=options.seed, device=options.device, observers=observers, checkpoint=unfinished)
-    victim.save(folder)
+    victim.save(folder, key)
     result = with_usage(victim, card(victim))
     print(table([*result.rows, *result.usage]))
     for claim in victim.claims:

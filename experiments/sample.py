@@ -12,6 +12,7 @@ import tyro
 from experiments._catalog import parse, set_data_directory
 from secure_ml.errors import require
 from secure_ml.randomness import generator, seeded
+from secure_ml.vault import key_from
 from secure_ml.victim import Victim, writable
 
 
@@ -33,6 +34,8 @@ class Sample:
     """Where to run."""
     out: Path = Path("runs/sample")
     """Folder for sound files, where there are any."""
+    key_file: Path | None = None
+    """File with the key by which the weights were encrypted; or else SECURE_ML_KEY, where that is set."""
     data_dir: Path | None = None
     """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
 
@@ -45,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     require(task.sample is not None, f"{task.name} makes nothing to show: it answers, and neither generates nor acts")
     assert task.sample is not None
     folder = options.model or Path("runs") / "fit" / task.name
-    victim = Victim.load(folder, task, stack, device=options.device)
+    victim = Victim.load(folder, task, stack, device=options.device, key=key_from(options.key_file))
     with seeded(options.seed, "sample"):
         shown = task.sample(victim.served, options.prompt, generator(options.seed, "sample"))
     print(shown.text)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Splits, Tree, join, tree_map
@@ -27,6 +27,7 @@ from secure_ml.modes import evaluating
 from secure_ml.randomness import seeded
 from secure_ml.stats import Estimate
 from secure_ml.task import Task
+from secure_ml.vault import VARIABLE, Key, seal, unseal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +136,14 @@ class Victim:
         require(len(self.splits.test) > 0, f"{self.task} has no test examples to attack")
         return self.splits.test.take(slice(0, examples))
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str, key: Key | None = None) -> None:
         """Write weights (safetensors) and claims (JSON) into a folder of their own, all or nothing.
 
-        Raises `UsageError` if the folder holds anything but a saved model.
+        With a key the weights are encrypted, and the claims stay readable but cannot be changed. Raises `UsageError`
+        if the folder holds anything but a saved model.
         """
-        with atomic_folder(Path(folder)) as draft:
+        with atomic_folder(Path(folder), MODEL_FILES) as draft:
             weights = {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
-            save_file(weights, draft / "weights.safetensors")
             about = {
                 "task": repr(self.task),
                 "training": stack_name(tuple(d for d in self.defenses if d.trains())),
@@ -151,7 +152,12 @@ class Victim:
                 "seconds": self.seconds,
                 "claims": [asdict(claim) for claim in self.claims if claim.stage == "training"],
             }
-            (draft / "victim.json").write_text(json.dumps(about, indent=2) + "\n")
+            said = (json.dumps(about, indent=2) + "\n").encode()
+            (draft / ABOUT).write_bytes(said)
+            if key is None:
+                save_file(weights, draft / WEIGHTS)
+            else:
+                (draft / SEALED).write_bytes(seal(save(weights), said, key))
 
     @classmethod
     def load(
@@ -162,10 +168,14 @@ class Victim:
         *,
         splits: Splits | None = None,
         device: str | torch.device = "auto",
+        key: Key | None = None,
     ) -> Victim:
-        """The victim that was saved there, served through its defenses again; `UsageError` if it is another's."""
+        """The victim that was saved there, served through its defenses again; `UsageError` if it is another's.
+
+        With a key it must have been encrypted with that key, and nothing in either file may have been changed.
+        """
         folder, stack = Path(folder), tuple(defenses)
-        about, weights = _read(folder)
+        about, weights = _read(folder, key)
         asked = {"task": repr(task), "training": stack_name(tuple(d for d in stack if d.trains()))}
         for name, value in asked.items():
             require(about[name] == value, f"{folder} holds a model of {name} {about[name]}; expected {value}")
@@ -228,7 +238,8 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-MODEL_FILES = frozenset({"weights.safetensors", "victim.json"})
+ABOUT, WEIGHTS, SEALED = "victim.json", "weights.safetensors", "weights.safetensors.aes"
+MODEL_FILES = frozenset({ABOUT, WEIGHTS, SEALED})
 
 
 def vacate(folder: Path, names: Collection[str], remove: bool = True) -> None:
@@ -242,8 +253,11 @@ def vacate(folder: Path, names: Collection[str], remove: bool = True) -> None:
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A draft that becomes ``folder`` when the block ends well, and vanishes when it does not."""
+def atomic_folder(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
+    """A draft that becomes ``folder`` when the block ends well, and vanishes when it does not.
+
+    A folder that is there makes room if it holds nothing but files of the draft's names, and of those in ``replaces``.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -251,18 +265,25 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         raise UsageError(f"cannot write to {folder.parent}: {error.strerror}") from None
     try:
         yield draft
-        vacate(folder, {path.name for path in draft.iterdir()})
+        vacate(folder, {path.name for path in draft.iterdir()} | set(replaces))
         draft.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(folder: Path, key: Key | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What is said about a model, and its weights; of an encrypted one nothing is looked into before it is checked."""
     try:
-        about = json.loads((folder / "victim.json").read_text())
-        _ = [about[key] for key in ("task", "training", "data", "seed", "seconds", "claims")]
-        return about, load_file(folder / "weights.safetensors")
+        said, sealed = (folder / ABOUT).read_bytes(), (folder / SEALED).exists()
+        require(not sealed or key is not None, f"{folder} is encrypted: give its key (--key-file, or {VARIABLE})")
+        require(sealed or key is None, f"{folder} is not encrypted, and a key was given: leave the key out to trust it")
+        content = unseal((folder / SEALED).read_bytes(), said, key, str(folder / SEALED)) if key is not None else None
+        about = json.loads(said)
+        _ = [about[name] for name in ("task", "training", "data", "seed", "seconds", "claims")]
+        return about, load_file(folder / WEIGHTS) if content is None else load(content)
     except FileNotFoundError as error:
         raise UsageError(f"{folder} holds no saved model: {Path(error.filename).name} is missing") from None
+    except UsageError:
+        raise
     except (SafetensorError, ValueError, KeyError, TypeError, OSError):
         raise UsageError(f"{folder} is corrupt: delete it, and the model is trained again") from None
