@@ -11,9 +11,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,14 +47,8 @@ def _size(width: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(ROUNDS):
             for kind, this in (("plain", None), ("encrypted", key)):
-                path = Path(folder) / kind
-                found.setdefault(f"save {kind}", []).append(_timed(lambda: victim.save(path, this)))
-                loaded = []
-                found.setdefault(f"load {kind}", []).append(
-                    _timed(lambda: loaded.append(sm.Victim.load(path, victim.task, device="cpu", key=this)))
-                )
-                same = zip(victim.module.parameters(), loaded[0].module.parameters(), strict=True)
-                assert all(torch.equal(one, other) for one, other in same)
+                for verb, seconds in zip(("save", "load"), _both(victim, Path(folder) / kind, this), strict=True):
+                    found.setdefault(f"{verb} {kind}", []).append(seconds)
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
     added = {
         f"{verb}: ms added for each MB": 1e3 * (medians[f"{verb} encrypted"] - medians[f"{verb} plain"]) / megabytes
@@ -77,10 +69,16 @@ def _victim(width: int) -> sm.Victim:
     return sm.fit(task, device="cpu")
 
 
-def _timed(action: Callable[[], Any]) -> float:
+def _both(victim: sm.Victim, path: Path, key: Key | None) -> tuple[float, float]:
+    """Seconds to save, and to load what is then the same."""
     start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    victim.save(path, key)
+    saved = time.perf_counter()
+    loaded = sm.Victim.load(path, victim.task, device="cpu", key=key)
+    done = time.perf_counter()
+    pairs = zip(victim.module.parameters(), loaded.module.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    return saved - start, done - saved
 
 
 if __name__ == "__main__":
