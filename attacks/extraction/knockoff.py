@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from attacks.extraction._variation import varied
 from secure_ml.access import BlackBox
 from secure_ml.batch import Batch
 from secure_ml.errors import require
@@ -22,9 +23,10 @@ class Knockoff(Extraction):
 
     Asks about ``queries`` inputs ``(queries, *shape)`` drawn from the adversary's pool without replacement (all of
     it, if it is smaller) and trains a surrogate on the answers through the shared loop. Raises `UsageError` for a
-    budget below 1.
+    budget below 1, and where a pool that is no images is to be varied.
 
-    Differs from the paper: the random strategy only, and the victim's own architecture and recipe.
+    Differs from the paper: the random strategy only, the victim's own recipe, and images may be varied, after which
+    those of another domain say far more about the victim.
     """
 
     queries: int = 300
@@ -35,6 +37,8 @@ class Knockoff(Extraction):
     """How much of each answer the adversary sees."""
     source: str = ""
     """The document model whose training inputs are asked about; the victim's auxiliary split unless given."""
+    varied: bool = False
+    """Whether every image is turned, zoomed, stretched and moved at random before it is asked about."""
     net: Net = "same"
     """Architecture of the copy."""
     epochs: int | None = None
@@ -48,7 +52,10 @@ class Knockoff(Extraction):
 
     def steal(self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator) -> Iterator[nn.Module]:
         """A copy at each budget, from the answers so far."""
-        asked = pool.take(torch.randperm(len(pool), generator=rng)[: self.queries])
+        if self.varied:
+            asked = Batch(varied(pool, self.queries, rng), ())
+        else:
+            asked = Batch(pool.take(torch.randperm(len(pool), generator=rng)[: self.queries]).inputs, ())
         answers = torch.empty(0)
         for budget in self.stages:
             new = asked.take(slice(len(answers), budget)).inputs

@@ -64,11 +64,13 @@ class Extraction(Attack):
             start = time.perf_counter()
             copy = next(copies, None)
             seconds += time.perf_counter() - start
-            for what, estimate, unit in judge(victim, copy, test, truth, threat, seed) if copy is not None else ():
+            if copy is None or (rows and rows[-1].queries == access.queries):  # the pool is smaller than the budget
+                continue
+            for what, estimate, unit in judge(victim, copy, test, truth, threat, seed):
                 rows.append(
                     make_row(
                         victim,
-                        f"{what} at {access.queries} queries",
+                        f"{what}{AT}{access.queries} queries",
                         estimate,
                         attack=repr(self),
                         unit=unit,
@@ -99,7 +101,7 @@ class Extraction(Attack):
             for place, row in enumerate(rows):
                 rival = best.get(row.measure)
                 better = rival is None or (row.value or 0.0) > (rival[0].value or 0.0)
-                if row.measure.startswith("fidelity at") and better:
+                if row.measure.startswith("fidelity" + AT) and better:
                     best[row.measure] = rows[place : place + 2]
         return [row for rows in best.values() for row in rows]
 
@@ -111,11 +113,11 @@ def judge(
     task, served = victim.task, Plain(copy.eval(), victim.task.chunk)
     answers = served(test.inputs).to(truth)
     apart = divergence(task, truth, answers).double().cpu().numpy()
-    kind, unit = ("squared distance", "") if isinstance(task.output, Values) else ("divergence", "nats")
+    kind, unit = (DISTANCES[1], "") if isinstance(task.output, Values) else (DISTANCES[0], "nats")
     found = [
         ("fidelity", task.output.fidelity(answers, truth), "share"),
         (f"copy's {task.score.name}", task.score.measure(served, test), task.score.unit),
-        (f"copy's {kind}", bootstrap(lambda a: float(a.mean()), apart), unit),
+        (kind, bootstrap(lambda a: float(a.mean()), apart), unit),
     ]
     moved = transfer(victim, copy, test, truth, threat or task.threat, seed)
     return [*found, *([("transfer", moved, "share")] if moved else [])]
@@ -167,5 +169,9 @@ def _foreign(victim: Victim, source: str) -> Batch:
     return pool
 
 
+AT = " at "
+"""Between what was measured and the number of queries, in the name of a measurement."""
+DISTANCES = ("copy's divergence", "copy's squared distance")
+"""How a copy's answers are apart from the victim's: Kullback-Leibler, from the victim's; of values, squared."""
 TRANSFERRED = 200
 CLIMB = 20
