@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secure_ml.batch import Batch, Splits, Tree, leaves
 from secure_ml.errors import NotApplicable, require, unknown
 from secure_ml.randomness import derive
-from secure_ml.task import Predictor, Recipe, Task, unchanged
+from secure_ml.task import Augment, Predictor, Recipe, Task, unchanged
 from secure_ml.training import fit
 from secure_ml.victim import Victim
 
@@ -51,12 +51,17 @@ class Imitation:
         net: Net = "same",
         recipe: Recipe | None = None,
         weights: Tensor | None = None,
+        augment: Augment | None = None,
     ) -> nn.Module:
-        """A module trained to give these answers to inputs ``(n, *shape)``, each weighed by ``(n,)`` where given."""
+        """A module trained to give these answers to inputs ``(n, *shape)``, each weighed by ``(n,)`` where given.
+
+        An augmentation that is given stands in the place of the task's own.
+        """
         n = len(next(leaves(inputs)))
         require(n > 0, "a surrogate needs at least one answer to learn from")
         data = Batch(inputs, answers if weights is None else (answers, weights))
         surrogate = self.surrogate(data, epochs, net=net, recipe=recipe)
+        surrogate = surrogate if augment is None else replace(surrogate, augment=augment)
         return fit(surrogate, seed=self.seed, device=self.victim.device).module
 
     def surrogate(

@@ -23,18 +23,34 @@ def varied(pool: Batch, n: int, rng: torch.Generator) -> Tensor:
     return turned(images[torch.cat(rounds)[:n].to(images.device)], rng)
 
 
-def turned(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Each image ``(B, C, H, W)`` turned by any angle, zoomed by 0.6 to 1.8, stretched by up to 1.5, and moved."""
+def nudged(batch: Batch, rng: torch.Generator) -> Batch:
+    """The images of a batch turned by up to 12 degrees, zoomed by up to 1.15 and moved a little: the answers hold."""
+    images = batch.inputs
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise UsageError("only images (B, C, H, W) can be nudged; train on these inputs as they are")
+    return Batch(turned(images, rng, angle=math.pi / 15, zoom=(0.87, 1.15), wide=0.1, move=0.1), batch.target)
+
+
+def turned(
+    images: Tensor,
+    rng: torch.Generator,
+    *,
+    angle: float = math.pi,
+    zoom: tuple[float, float] = (0.6, 1.8),
+    wide: float = 0.4,
+    move: float = 0.4,
+) -> Tensor:
+    """Images ``(B, C, H, W)``, each turned, zoomed, made wider by e to up to ``wide``, moved by half of ``move``."""
     n = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
         return (low + (high - low) * torch.rand(n, generator=rng)).to(images)
 
-    angle, zoom = uniform(-math.pi, math.pi), torch.exp(uniform(math.log(0.6), math.log(1.8)))
-    wide = zoom * torch.exp(uniform(-0.4, 0.4))
+    turn, high = uniform(-angle, angle), torch.exp(uniform(math.log(zoom[0]), math.log(zoom[1])))
+    across = high * torch.exp(uniform(-wide, wide))
     rows = [
-        torch.stack([angle.cos() / wide, -angle.sin() / zoom, uniform(-0.4, 0.4)], 1),
-        torch.stack([angle.sin() / wide, angle.cos() / zoom, uniform(-0.4, 0.4)], 1),
+        torch.stack([turn.cos() / across, -turn.sin() / high, uniform(-move, move)], 1),
+        torch.stack([turn.sin() / across, turn.cos() / high, uniform(-move, move)], 1),
     ]
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)

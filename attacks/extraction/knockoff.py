@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from attacks.extraction._variation import varied
+from attacks.extraction._variation import nudged, varied
 from secure_ml.access import BlackBox
 from secure_ml.batch import Batch
 from secure_ml.errors import require
@@ -39,6 +39,8 @@ class Knockoff(Extraction):
     """The document model whose training inputs are asked about; the victim's auxiliary split unless given."""
     varied: bool = False
     """Whether every image is turned, zoomed, stretched and moved at random before it is asked about."""
+    nudged: bool = False
+    """Whether the copy is trained on images turned and moved a little, whose answers are taken to hold."""
     net: Net = "same"
     """Architecture of the copy."""
     epochs: int | None = None
@@ -56,11 +58,12 @@ class Knockoff(Extraction):
             asked = Batch(varied(pool, self.queries, rng), ())
         else:
             asked = Batch(pool.take(torch.randperm(len(pool), generator=rng)[: self.queries]).inputs, ())
+        augment = nudged if self.nudged else None
         answers = torch.empty(0)
         for budget in self.stages:
             new = asked.take(slice(len(answers), budget)).inputs
             answers = torch.cat([answers, access(new)]) if len(answers) else access(new)
-            yield train(asked.take(slice(0, budget)).inputs, answers, self.epochs, net=self.net)
+            yield train(asked.take(slice(0, budget)).inputs, answers, self.epochs, net=self.net, augment=augment)
 
     @classmethod
     def tiny(cls) -> Knockoff:
