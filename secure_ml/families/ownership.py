@@ -39,6 +39,8 @@ class Evidence:
     """Inputs ``(n, *shape)``, and as target the class ``(n,)`` that a copy names."""
     chance: float = 1.0
     """How likely, at most, a model that was not copied names it."""
+    rates: tuple[float, ...] = ()
+    """How often each of some models that were not copied names it, where that is what a suspect is compared with."""
     public: Batch | None = None
     """Examples that nobody was trained on, where they are what the questions are compared with."""
 
@@ -67,19 +69,32 @@ class Owner:
         self.victim, self.task, self.asked, self.seed = victim, victim.task, asked, seed
 
     def references(self, count: int) -> list[Victim]:
-        """Models of the victim's kind on the owner's own data, without the victim's marks: none is a copy."""
+        """Models of the victim's kind, without its marks, on halves of what it was not trained on: none is a copy."""
         plain = tuple(defense for defense in self.victim.defenses if not isinstance(defense, Watermark))
-        task = replace(self.task, name=f"{self.task.name}_reference", data=lambda _: self.victim.splits)
-        seeds = [derive(self.seed, "reference", i) % 2**31 for i in range(count)]
-        return fit_many([task] * count, plain, seeds=seeds, device=self.victim.device)
+        tasks = []
+        for i in range(count):
+            parts = replace(
+                self.victim.splits, train=self._half(self.victim.splits.nonmembers, "reference", i), owner=None
+            )
+            tasks.append(replace(self.task, name=f"{self.task.name}_reference", data=partial(_given, parts)))
+        return self._fit(tasks, plain, "reference")
 
     def surrogates(self, count: int) -> list[Victim]:
-        """Copies that the owner makes itself, by imitating what the victim serves for the owner's own data."""
-        inputs = self.victim.splits.train.inputs
-        answers = self.task.output.reveal(self.victim.served(inputs), "probabilities")
-        task = Imitation(self.victim, self.seed).surrogate(Batch(inputs, answers))
-        seeds = [derive(self.seed, "surrogate", i) % 2**31 for i in range(count)]
-        return fit_many([task] * count, (), seeds=seeds, device=self.victim.device)
+        """Copies that the owner makes itself, by imitating what the victim serves for halves of the owner's data."""
+        tasks = []
+        for i in range(count):
+            inputs = self._half(self.victim.splits.train, "surrogate", i).inputs
+            answers = self.task.output.reveal(self.victim.served(inputs), "probabilities")
+            tasks.append(Imitation(self.victim, self.seed).surrogate(Batch(inputs, answers)))
+        return self._fit(tasks, (), "surrogate")
+
+    def _half(self, data: Batch, use: str, i: int) -> Batch:
+        order = torch.randperm(len(data), generator=generator(self.seed, use, i))
+        return data.take(order[: -(-len(data) // 2)])
+
+    def _fit(self, tasks: list[Task], defenses: tuple[Defense, ...], use: str) -> list[Victim]:
+        seeds = [derive(self.seed, use, i) % 2**31 for i in range(len(tasks))]
+        return fit_many(tasks, defenses, seeds=seeds, device=self.victim.device)
 
 
 class Ownership(Attack):
@@ -281,6 +296,23 @@ def binomial_p(answers: Tensor, wanted: Tensor, chance: float) -> float:
     from scipy.stats import binom
 
     return float(binom.sf(int((answers == wanted).sum()) - 1, len(wanted), chance))
+
+
+def predictive_p(rate: float, rates: Sequence[float], n: int) -> float:
+    """The chance that one more model of those with these ``rates`` agrees on so large a share of ``n`` questions.
+
+    Student's t for a new observation of a normal sample: exact where rates of models are normal. Their spread is taken
+    for no less than that of ``n`` throws.
+    """
+    from scipy.stats import t
+
+    m = len(rates)
+    require(m >= 2, f"a suspect can be compared with no fewer than 2 models; given {m}")
+    mean = sum(rates) / m
+    spread = sum((r - mean) ** 2 for r in rates) / (m - 1)
+    level = min(max(mean, 1 / (n + 2)), (n + 1) / (n + 2))
+    spread = max(spread, level * (1 - level) / n)
+    return float(t.sf((rate - mean) / (spread * (1 + 1 / m)) ** 0.5, m - 1))
 
 
 def decide(suspect: BlackBox, inputs: Tree) -> Tensor:
