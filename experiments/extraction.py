@@ -18,7 +18,7 @@ from experiments._run import run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
 from secure_ml.errors import require
-from secure_ml.families.extraction import Extraction
+from secure_ml.families.extraction import KEPT, MOVED, Extraction
 from secure_ml.rows import Row, cell, pool_rows, save_rows
 from secure_ml.task import Task
 
@@ -134,14 +134,26 @@ def fidelity_table(rows: Sequence[Row], found: Sequence[Offer], price: float) ->
     notes: list[str] = []
     lines = []
     for stack in dict.fromkeys(row.defenses for row in rows):
-        first = next(row for row in rows if row.defenses == stack)
+        mine = [row for row in rows if row.defenses == stack]
+        honest = [cell([row for row in mine if row.measure == name][:1], notes) for name in (KEPT, MOVED)]
         for offer in sorted((o for o in found if o.defenses == stack), key=lambda o: o.budget):
             moved = [offer.transfer] if offer.transfer else []
             lines.append(
-                [stack, cell([first], notes), f"{offer.budget:,}", f"{offer.budget * price / 1000:.2f}"]
+                [stack, cell(mine[:1], notes), *honest, f"{offer.budget:,}", f"{offer.budget * price / 1000:.2f}"]
                 + [cell([row], notes) for row in (offer.fidelity, offer.score)]
                 + [cell(moved, notes), offer.fidelity.attack]
             )
-    headers = ["protection", rows[0].measure, "queries", "dollars", "fidelity", "copy's score", "transfer", "strongest"]
+    headers = [
+        "protection",
+        rows[0].measure,
+        KEPT,
+        MOVED,
+        "queries",
+        "dollars",
+        "fidelity",
+        "copy's score",
+        "transfer",
+        "strongest",
+    ]
     text = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     return [text, *(f"[{i}] {note}" for i, note in enumerate(notes, 1))]

@@ -40,13 +40,13 @@ def honest_cost(victim: Victim, bare: Victim) -> HonestCost:
     served, plain = victim.served(test.inputs), bare.served(test.inputs).to(victim.device)
     return HonestCost(
         kept=output.fidelity(served, plain),
-        moved=bootstrap(lambda d: float(d.mean()), _moved(served, plain, isinstance(output, Values)).cpu().numpy()),
+        moved=bootstrap(lambda d: float(d.mean()), distances(served, plain, isinstance(output, Values)).cpu().numpy()),
         score=victim.score(),
         bare=bare.score(),
     )
 
 
-def _moved(served: Tensor, plain: Tensor, values: bool) -> Tensor:
+def distances(served: Tensor, plain: Tensor, values: bool) -> Tensor:
     """L1 distances ``(B,)`` between answers, averaged over the places of a generator."""
     if values:
         return (served.double() - plain.double()).abs().reshape(len(served), -1).sum(1)

@@ -11,7 +11,7 @@ from torch import nn
 from attacks.extraction._variation import nudged, varied
 from secure_ml.access import BlackBox
 from secure_ml.batch import Batch
-from secure_ml.errors import require
+from secure_ml.errors import Refused, require
 from secure_ml.families.extraction import Extraction
 from secure_ml.imitation import Imitation, Net, check_net
 from secure_ml.outputs import Reveal, check_reveal
@@ -62,8 +62,16 @@ class Knockoff(Extraction):
         answers = torch.empty(0)
         for budget in self.stages:
             new = asked.take(slice(len(answers), budget)).inputs
-            answers = torch.cat([answers, access(new)]) if len(answers) else access(new)
-            yield train(asked.take(slice(0, budget)).inputs, answers, self.epochs, net=self.net, augment=augment)
+            try:
+                got, refused = access(new), False
+            except Refused as stop:
+                got, refused = stop.answers, True
+            answers = torch.cat([answers, got]) if len(answers) else got
+            if len(answers):
+                known = asked.take(slice(0, len(answers))).inputs
+                yield train(known, answers, self.epochs, net=self.net, augment=augment)
+            if refused or len(answers) == len(asked):
+                return
 
     @classmethod
     def tiny(cls) -> Knockoff:

@@ -15,7 +15,8 @@ from secure_ml.attack import Attack, Result
 from secure_ml.batch import Batch, leaves
 from secure_ml.climb import climb, divergence
 from secure_ml.discovery import task as task_named
-from secure_ml.errors import UsageError, require
+from secure_ml.errors import Refused, UsageError, require
+from secure_ml.honest import distances
 from secure_ml.imitation import Imitation
 from secure_ml.outputs import Classes, Ranking, Reveal, Values
 from secure_ml.randomness import derive, generator
@@ -41,7 +42,10 @@ class Extraction(Attack):
 
     @abstractmethod
     def steal(self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator) -> Iterator[nn.Module]:
-        """Copies of the victim, one at each of `stages`, each from the queries that were made so far."""
+        """Copies of the victim, one at each of `stages`, each from the queries that were made so far.
+
+        Who cannot or may not ask any more stops early: the last copy is then what the larger budgets buy.
+        """
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -59,28 +63,29 @@ class Extraction(Attack):
         copies = self.steal(access, pool, Imitation(victim, derive(seed, *name)), generator(seed, *name))
         truth, note = victim.served(test.inputs), overlap(pool, victim.splits.train)
         rows: list[Row] = []
-        seconds = 0.0
-        for _ in self.stages:
+        found: list[tuple[str, Estimate, str]] = []
+        seconds, spent = 0.0, 0
+        for budget in self.stages:
             start = time.perf_counter()
-            copy = next(copies, None)
+            copy = _next(copies, bool(found))
             seconds += time.perf_counter() - start
-            if copy is None or (rows and rows[-1].queries == access.queries):  # the pool is smaller than the budget
-                continue
-            for what, estimate, unit in judge(victim, copy, test, truth, threat, seed):
-                rows.append(
-                    make_row(
-                        victim,
-                        f"{what}{AT}{access.queries} queries",
-                        estimate,
-                        attack=repr(self),
-                        unit=unit,
-                        queries=access.queries,
-                        seconds=seconds,
-                        note=note,
-                    )
+            if copy is not None:
+                found, spent = judge(victim, copy, test, truth, threat, seed), access.queries
+            rows += [
+                make_row(
+                    victim,
+                    f"{what}{AT}{budget} queries",
+                    estimate,
+                    attack=repr(self),
+                    unit=unit,
+                    queries=spent,
+                    seconds=seconds,
+                    note=note,
                 )
+                for what, estimate, unit in found
+            ]
         require(bool(rows), f"{self!r} made no copy of {victim.task}")
-        return Result(tuple(rows))
+        return Result((*rows, *_honest(victim, test, truth)))
 
     def _pool(self, victim: Victim) -> Batch:
         """The inputs that the adversary has."""
@@ -104,6 +109,16 @@ class Extraction(Attack):
                 if row.measure.startswith("fidelity" + AT) and better:
                     best[row.measure] = rows[place : place + 2]
         return [row for rows in best.values() for row in rows]
+
+
+def _next(copies: Iterator[nn.Module], one_is_there: bool) -> nn.Module | None:
+    """The next copy; None after the last one, and where its client was refused after an earlier one."""
+    try:
+        return next(copies, None)
+    except Refused:
+        if one_is_there:
+            return None
+        raise
 
 
 def judge(
@@ -143,6 +158,16 @@ def transfer(
     return clopper_pearson(int((after != test.target[chosen]).sum()), len(chosen))
 
 
+def _honest(victim: Victim, test: Batch, truth: Tensor) -> list[Row]:
+    """What the answers that are served are to those who mean no harm, beside the module's own."""
+    output, bare = victim.task.output, Plain(victim.module, victim.task.chunk)(test.inputs)
+    moved = distances(truth, bare.to(truth), isinstance(output, Values)).double().cpu().numpy()
+    return [
+        make_row(victim, KEPT, output.fidelity(truth, bare.to(truth))),
+        make_row(victim, MOVED, bootstrap(lambda d: float(d.mean()), moved), unit=""),
+    ]
+
+
 def overlap(pool: Batch, members: Batch) -> str:
     """A warning where the victim was trained on some inputs of the pool; empty where it was not."""
     mine = set(_rows(members))
@@ -173,5 +198,7 @@ AT = " at "
 """Between what was measured and the number of queries, in the name of a measurement."""
 DISTANCES = ("copy's divergence", "copy's squared distance")
 """How a copy's answers are apart from the victim's: Kullback-Leibler, from the victim's; of values, squared."""
+KEPT, MOVED = "answers kept", "answers moved (L1)"
+"""What the defenses that serve leave of the module's answers to honest questions."""
 TRANSFERRED = 200
 CLIMB = 20
