@@ -83,7 +83,7 @@ def require_classes(defense: Defense, task: Task, places: bool = True) -> None:
     kinds = (Classes, NextToken) if places else (Classes,)
     if not isinstance(task.output, kinds) or isinstance(task.output, Ranking):
         raise NotApplicable(
-            f"{type(defense).__name__} changes the probabilities of classes{' or next symbols' if places else ''}; "
+            f"{type(defense).__name__} needs probabilities of classes{' or next symbols' if places else ''}; "
             f"{task.name} answers {type(task.output).__name__}"
         )
 
