@@ -68,6 +68,49 @@ def poisoned(bare: Tensor, products: Tensor, budget: float, keep: bool) -> Tenso
     return _grown(bare, F.one_hot(first, bare.shape[1]).to(bare.dtype), products, budget)
 
 
+def climbed(answers: Tensor, bare: Tensor, products: Tensor, budget: float, keep: bool, rounds: int) -> Tensor:
+    """Answers ``(N, K)`` that deviate at least as much: so many steps from vertex to vertex of what the budget allows.
+
+    A vertex gives one class all that may move, and takes it where the deviation's slope says that it helps most.
+    Where the decision is kept, a step ends short of where it would turn.
+    """
+    for _ in range(rounds):
+        receivers = _receivers(_slope(answers, bare, products), bare, budget * (1 - 1e-6) / 2)
+        if keep:
+            receivers = _short(receivers, bare)
+        tried = torch.cat([answers[:, None], receivers], 1)
+        which = deviation(tried, bare, products).argmax(1)
+        answers = tried[torch.arange(len(bare), device=bare.device), which]
+    return answers
+
+
+def _slope(answers: Tensor, bare: Tensor, products: Tensor) -> Tensor:
+    """The gradient ``(N, K)`` of the deviation, to a positive factor for each row."""
+    towards, here = ((products @ shares[:, :, None])[:, :, 0] for shares in (bare, answers))
+    across, length = ((answers * part).sum(1, keepdim=True) for part in (towards, here))
+    return across * here / length.clamp_min(1e-12) - towards
+
+
+def _receivers(slope: Tensor, bare: Tensor, room: float) -> Tensor:
+    """For each class ``(N, K, K)`` the answer that gives it ``room``, taken from the others in the order of a slope."""
+    order = slope.argsort(dim=1)
+    there = bare.gather(1, order)[:, None] * (
+        order[:, None] != torch.arange(bare.shape[1], device=bare.device)[:, None]
+    )
+    taken = (room - (there.cumsum(2) - there)).clamp_min(0).minimum(there)
+    lost = torch.zeros_like(taken).scatter(2, order[:, None].expand_as(taken), taken)
+    return bare[:, None] - lost + torch.diag_embed(taken.sum(2))
+
+
+def _short(answers: Tensor, bare: Tensor) -> Tensor:
+    """Answers ``(N, m, K)``, drawn back to the bare ones as far as the decision needs it to stay first."""
+    first = bare.argmax(1)[:, None, None]
+    ahead = [shares.gather(2, first.expand(-1, shares.shape[1], 1)) - shares for shares in (answers, bare[:, None])]
+    least = ABOVE * ahead[1]  # of each lead, so much stays
+    share = ((ahead[1] - least) / (ahead[1] - ahead[0]).clamp_min(1e-300)).where(ahead[0] < least, 1.0)
+    return bare[:, None] + share.amin(2, keepdim=True) * (answers - bare[:, None])
+
+
 def mixed(bare: Tensor, vertices: Tensor, budget: float) -> Tensor:
     """The bare ``(N, K)`` moved towards ``vertices (N or 1, m, K)`` by an L1 distance of ``budget``, or onto them."""
     step = vertices - bare[:, None]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from defenses._answers import Altered, require_classes, require_open
-from defenses._deviation import head_products, poisoned, whole_products
+from defenses._deviation import climbed, head_products, poisoned, whole_products
 from secure_ml.batch import Tree, tree_map
 from secure_ml.defense import Defense
 from secure_ml.errors import require
@@ -31,9 +31,11 @@ class PredictionPoisoning(Defense):
     Covers: surrogates trained on probabilities, as long as they resemble the assumed one. Does not cover: labels,
     where the decision is kept; answers that are cleaned of the poison, which is small where the model is sure. Raises
     `NotApplicable` unless answers are probabilities of classes, and behind encryption; `UsageError` for a budget
-    outside (0, 2].
+    outside (0, 2]
+    or less than 0 rounds.
 
-    Differs from the paper: the vertex is chosen for the deviation where the budget ends, not at the vertex itself.
+    Differs from the paper: the vertex is chosen for the deviation where the budget ends, not at the vertex itself, and
+    its answer, a mixture, is then improved by steps between the vertices of what the budget allows.
     Beyond 10 classes, where the decision is kept, vertices are grown class by class, as in the authors' code.
     """
 
@@ -43,10 +45,13 @@ class PredictionPoisoning(Defense):
     """Whether the decision is kept: MAD-argmax."""
     whole: bool = False
     """Whether the gradient is that in all layers: a backward pass for each class of each query."""
+    rounds: int = 5
+    """Steps by which the paper's answer is improved, each to another vertex of what the budget allows; 0 for none."""
     secret: int = 0
     """The seed of the assumed surrogate's weights."""
 
     def __post_init__(self) -> None:
+        require(self.rounds >= 0, f"PredictionPoisoning improves its answers in 0 rounds or more; given {self.rounds}")
         require(0 < self.budget <= 2, f"an L1 budget between probabilities lies in (0, 2]; given {self.budget}")
 
     def check(self, task: Task) -> None:
@@ -61,11 +66,13 @@ class PredictionPoisoning(Defense):
 
         def change(shares: Tensor, inputs: Tree) -> Tensor:
             here = tree_map(lambda tensor: tensor.to(victim.device), inputs)
-            found = [
-                poisoned(few, products(surrogate, _rows(here, start, ROWS), few.device), self.budget, self.keep)
-                for start, few in zip(range(0, len(shares), ROWS), shares.split(ROWS), strict=False)
-            ]
-            return torch.cat(found) if found else shares
+            found = [shares[:0]]
+            for start in range(0, len(shares), ROWS):
+                few = shares[start : start + ROWS]
+                inner = products(surrogate, _rows(here, start, ROWS), few.device)
+                answers = poisoned(few, inner, self.budget, self.keep)
+                found.append(climbed(answers, few, inner, self.budget, self.keep, self.rounds))
+            return torch.cat(found)
 
         return replace(victim, served=Altered(victim.served, change, keep=False))
 
