@@ -92,10 +92,11 @@ class EntangledWatermark(Watermark):
     def prepare(self, plan: Plan) -> Plan:
         """The plan that adds triggered examples to each batch, and entangles them."""
         refuse_other_losses("EntangledWatermark", plan)
-        refuse_private("EntangledWatermark", plan.module, "its examples are compared with each other")
         mix = _Mix(self, plan)
 
         def transform(module: nn.Module, batch: Batch) -> Batch:
+            if self.share:  # a defense that comes later may have made the module private
+                refuse_private("EntangledWatermark", module, "its examples are drawn again and compared")
             return mix.add(plan.transform(module, batch), plan.rng)
 
         return replace(plan, transform=transform, loss=mix.loss(plan.loss))
@@ -109,7 +110,7 @@ class EntangledWatermark(Watermark):
         chosen = order[train.target[order] == self.source][: self.questions]
         inputs = self.triggered(owner.task, train, train.take(chosen).inputs)
         target = torch.full_like(chosen, self.target)
-        answers = [reference.served(inputs) for reference in owner.references(self.references)]
+        answers = [reference.served(inputs) for reference in owner.references(self.references, held=True)]
         rates = [clopper_pearson(int((output.decide(a) == target).sum()), len(target), 0.02).high for a in answers]
         chance = min(max(1 / answers[0].shape[1], *rates), 1.0)
         return Evidence(Batch(inputs, target), chance)
@@ -145,6 +146,7 @@ class _Mix:
         train = plan.splits.train
         assert isinstance(train.target, Tensor)
         self.mark, self.added = mark, 0
+        self.layer = [part for part in plan.module.modules() if isinstance(part, nn.Linear)][-1]
         source = train.take(train.target == mark.source)
         if mark.share and not len(source):
             raise UsageError(f"{plan.task} has no training examples of class {mark.source} to trigger")
@@ -166,7 +168,7 @@ class _Mix:
         def entangled(module: Any, batch: Batch) -> Tensor:
             if not self.added:
                 return inner(module, batch)
-            with _shown(module) as shown:
+            with _shown(self.layer) as shown:
                 losses = inner(module, batch)
             assert isinstance(batch.target, Tensor)
             marked = torch.arange(len(batch), device=losses.device) >= len(batch) - self.added
@@ -202,10 +204,10 @@ def soft_nearest_neighbour(points: Tensor, group: Tensor) -> Tensor:
 
 
 class _shown:  # noqa: N801 - used as a context, like a function
-    """What the last linear layer of a module is shown inside the block, call by call."""
+    """What a layer is shown inside the block, call by call."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.layer = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
         self.seen: list[Tensor] = []
 
     def __enter__(self) -> list[Tensor]:

@@ -13,7 +13,7 @@ from secure_ml.access import BlackBox
 from secure_ml.batch import Batch
 from secure_ml.errors import NotApplicable, require
 from secure_ml.families.extraction import Extraction
-from secure_ml.families.ownership import Evidence, Owner, Ownership, decide, predictive_p
+from secure_ml.families.ownership import SHARED, Evidence, Owner, Ownership, decide, predictive_p
 from secure_ml.modes import evaluating
 from secure_ml.outputs import Classes
 from secure_ml.surfaces import Box, Surface
@@ -27,12 +27,13 @@ class Fingerprint(Ownership):
 
     The owner trains copies of its own, and reference models on data that the victim has not seen, and climbs from
     training inputs ``(B, *shape)`` within an Linf ball to a random other class where the victim and the copies name it
-    and the references do not. Those that the victim answers so are kept. Two thirds of the references are not climbed
-    against: that a suspect agrees more often than they do, as one more of them would, is tested by Student's t. One
-    label of each question is asked of a suspect.
+    and the references do not. Those that the victim answers so are kept. Two thirds of the references, on other data
+    again, are not climbed against: that a suspect agrees more often than one more of them would is tested by
+    Student's t. One label of each question is asked of a suspect.
 
-    References that share the victim's data agree far too often, so that hardly any copy stands out. Exact as far as an
-    innocent suspect is like the references: what that is worth is what the independent models show. Does not find
+    Both matter: references on the victim's data agree so often that no copy stands out, and held-out ones that share
+    data with those climbed against agree so rarely that innocents are accused. Exact as far as an innocent suspect is
+    like the references: what that is worth is what the independent models show. Does not find
     a thief who trains the copy adversarially. Raises `NotApplicable` where inputs are no box of numbers or an answer is
     not one class, `UsageError` for settings out of range. Differs from the paper: a test against held-out models in the
     place of a fixed threshold, and a plain climb by the sign of the gradient.
@@ -79,7 +80,8 @@ class Fingerprint(Ownership):
         """The adversarial examples on which the victim is followed by its copies alone."""
         victim, output = owner.victim, owner.task.output
         assert isinstance(output, Classes)
-        references, third = owner.references(self.models), self.models // 3
+        third = self.models // 3
+        fought, held = owner.references(third, held=False), owner.references(self.models - third, held=True)
         alike = [victim, *owner.surrogates(third)]
         members = victim.splits.train
         start = members.take(torch.randperm(len(members), generator=rng)[: self.questions])
@@ -88,19 +90,20 @@ class Fingerprint(Ownership):
         named = output.decide(answers)
         target = (named + torch.randint(1, classes, (len(named),), generator=rng).to(named.device)) % classes
         surface = next(surface for surface in owner.task.surfaces if type(surface) is Box)
-        inputs = self._climb(surface, start, target, [v.module for v in alike], [v.module for v in references[:third]])
-        found = Batch(inputs, target).take(output.decide(victim.served(inputs)) == target)
+        inputs = self._climb(surface, start, target, [v.module for v in alike], [v.module for v in fought])
+        kept = output.decide(victim.served(inputs)) == target
+        target, found = target[kept], Batch(inputs, target).take(kept)
         if not len(found):
             return Evidence(found)
-        agree = [output.decide(model.served(found.inputs)) == found.target for model in references[third:]]
-        return Evidence(found, rates=tuple(float(same.float().mean()) for same in agree))
+        agree = [(output.decide(model.served(found.inputs)) == target).double() for model in held]
+        return Evidence(found, rates=tuple(float(same.mean()) for same in agree))
 
     def accuse(self, evidence: Evidence, suspect: BlackBox, rng: torch.Generator) -> float:
         """How likely one more of the references agrees as often."""
         wanted = evidence.questions.target
         assert isinstance(wanted, Tensor)
-        same = decide(suspect, evidence.questions.inputs) == wanted
-        return predictive_p(float(same.float().mean()), evidence.rates, len(same))
+        same = (decide(suspect, evidence.questions.inputs) == wanted).double()
+        return predictive_p(float(same.mean()), evidence.rates, len(same), SHARED)
 
     def _climb(
         self, surface: Box, start: Batch, target: Tensor, alike: list[nn.Module], others: list[nn.Module]

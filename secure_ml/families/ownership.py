@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from functools import partial
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secure_ml.access import BlackBox
 from secure_ml.attack import Attack, Result, stopwatch
@@ -43,6 +44,8 @@ class Evidence:
     """How often each of some models that were not copied names it, where that is what a suspect is compared with."""
     public: Batch | None = None
     """Examples that nobody was trained on, where they are what the questions are compared with."""
+    weights: Tensor | None = None
+    """Of what is measured at each example ``(d,)``, where that was learned from the victim."""
 
 
 class Watermark(Defense, ABC):
@@ -68,29 +71,32 @@ class Owner:
     def __init__(self, victim: Victim, asked: Tree, seed: int) -> None:
         self.victim, self.task, self.asked, self.seed = victim, victim.task, asked, seed
 
-    def references(self, count: int) -> list[Victim]:
-        """Models of the victim's kind, without its marks, on halves of what it was not trained on: none is a copy."""
+    def references(self, count: int, *, held: bool) -> list[Victim]:
+        """Models of the victim's kind, without its marks, on data that it was not trained on: none is a copy.
+
+        Those that are held out share no example with the others, which have a quarter of the data. Each takes `SHARED`
+        of what its kind has.
+        """
         plain = tuple(defense for defense in self.victim.defenses if not isinstance(defense, Watermark))
-        tasks = []
+        tasks, splits = [], self.victim.splits
+        data = splits.nonmembers.take((torch.arange(len(splits.nonmembers)) % 4 != 0) == held)
         for i in range(count):
-            parts = replace(
-                self.victim.splits, train=self._half(self.victim.splits.nonmembers, "reference", i), owner=None
-            )
+            parts = replace(splits, train=self._part(data, f"reference {held}", i), owner=None)
             tasks.append(replace(self.task, name=f"{self.task.name}_reference", data=partial(_given, parts)))
-        return self._fit(tasks, plain, "reference")
+        return self._fit(tasks, plain, f"reference {held}")
 
     def surrogates(self, count: int) -> list[Victim]:
-        """Copies that the owner makes itself, by imitating what the victim serves for halves of the owner's data."""
+        """Copies that the owner makes itself, by imitating what the victim serves for parts of the owner's data."""
         tasks = []
         for i in range(count):
-            inputs = self._half(self.victim.splits.train, "surrogate", i).inputs
+            inputs = self._part(self.victim.splits.train, "surrogate", i).inputs
             answers = self.task.output.reveal(self.victim.served(inputs), "probabilities")
             tasks.append(Imitation(self.victim, self.seed).surrogate(Batch(inputs, answers)))
         return self._fit(tasks, (), "surrogate")
 
-    def _half(self, data: Batch, use: str, i: int) -> Batch:
+    def _part(self, data: Batch, use: str, i: int) -> Batch:
         order = torch.randperm(len(data), generator=generator(self.seed, use, i))
-        return data.take(order[: -(-len(data) // 2)])
+        return data.take(order[: math.ceil(SHARED * len(data))])
 
     def _fit(self, tasks: list[Task], defenses: tuple[Defense, ...], use: str) -> list[Victim]:
         seeds = [derive(self.seed, use, i) % 2**31 for i in range(len(tasks))]
@@ -257,7 +263,8 @@ def _steal(thief: Extraction, victim: Victim, pool: Batch, seed: int) -> Theft:
     log = _Log(victim.served)
     asked = thief._pool(replace(victim, splits=replace(victim.splits, aux=pool)))
     access = BlackBox(victim.task, log, thief.reveal, thief.queries)
-    copies = list(thief.steal(access, asked, Imitation(victim, seed), generator(seed, "theft")))
+    stolen = thief.steal(access, asked, Imitation(victim, seed), generator(seed, "theft"))
+    copies = [copy for copy in stolen if isinstance(copy, nn.Module)]
     if not copies or not log.asked:
         raise UsageError(f"{thief!r} asked nothing, or made no copy of {victim.task}: give it a budget")
     return Theft(Plain(copies[-1].eval(), victim.task.chunk), join(log.asked), access.queries)
@@ -298,11 +305,13 @@ def binomial_p(answers: Tensor, wanted: Tensor, chance: float) -> float:
     return float(binom.sf(int((answers == wanted).sum()) - 1, len(wanted), chance))
 
 
-def predictive_p(rate: float, rates: Sequence[float], n: int) -> float:
+def predictive_p(rate: float, rates: Sequence[float], n: int, shared: float = 0.0) -> float:
     """The chance that one more model of those with these ``rates`` agrees on so large a share of ``n`` questions.
 
-    Student's t for a new observation of a normal sample: exact where rates of models are normal. Their spread is taken
-    for no less than that of ``n`` throws.
+    Student's t for a new observation of a normal sample: exact where rates of models are normal. Models that were each
+    trained on a ``shared`` part of the same data differ by less than those on data of their own: where data make the
+    difference, by ``1 - shared`` of the variance, and the rest moves their mean. That is allowed for, in full. The
+    spread is taken for no less than that of ``n`` throws.
     """
     from scipy.stats import t
 
@@ -312,7 +321,7 @@ def predictive_p(rate: float, rates: Sequence[float], n: int) -> float:
     spread = sum((r - mean) ** 2 for r in rates) / (m - 1)
     level = min(max(mean, 1 / (n + 2)), (n + 1) / (n + 2))
     spread = max(spread, level * (1 - level) / n)
-    return float(t.sf((rate - mean) / (spread * (1 + 1 / m)) ** 0.5, m - 1))
+    return float(t.sf((rate - mean) / (spread * ((1 + shared) / (1 - shared) + 1 / m)) ** 0.5, m - 1))
 
 
 def decide(suspect: BlackBox, inputs: Tree) -> Tensor:
@@ -320,6 +329,10 @@ def decide(suspect: BlackBox, inputs: Tree) -> Tensor:
     output = suspect.task.output
     assert isinstance(output, Classes)
     return output.decide(suspect(inputs))
+
+
+SHARED = 1 / 3
+"""Of the data, what each of an owner's own models is trained on."""
 
 
 def _number(value: float | Tensor, n: int) -> Estimate:
