@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Tree, leaves
-from secure_ml.errors import BudgetExceeded, Refused
+from secure_ml.errors import BudgetExceeded, NotApplicable, Refused
 from secure_ml.modes import evaluating
-from secure_ml.outputs import Reveal
+from secure_ml.outputs import Reveal, Values
 from secure_ml.victim import Served
 
 if TYPE_CHECKING:
@@ -125,15 +125,38 @@ class BlackBox(Access):
 
         Raises `Refused`, with the answers there are, where the served model answers fewer; only those are counted.
         """
+        return self._counted(inputs, lambda answers: self.task.output.reveal(answers, self.reveal))
+
+    def biased(self, inputs: Tree, bias: Tensor, top: int) -> tuple[Tensor, Tensor]:
+        """The ``top`` likeliest classes ``(B, top)`` after ``bias`` ``(B, K)`` is added to logits, and their log-odds.
+
+        These are log-probabilities; of a generator, at the last place of each input. Every input counts, as for other
+        questions. Raises `NotApplicable` where there are no several classes, or only labels are revealed.
+        """
+        if isinstance(self.task.output, Values) or self.reveal == "label":
+            raise NotApplicable(f"a bias on classes needs probabilities; {self.task.name} reveals none here")
+
+        def likely(answers: Tensor) -> Tensor:
+            last = answers[:, -1] if answers.ndim == 3 else answers
+            if last.ndim != 2:
+                raise NotApplicable(f"a bias on classes needs a logit for each; {self.task.name} has one for two")
+            shares = (last + bias[: len(last)].to(last)).log_softmax(-1)
+            found = shares.topk(min(top, shares.shape[1]), dim=1)
+            return torch.stack([found.indices.to(shares), found.values])
+
+        classes, shares = self._counted(inputs, likely)
+        return classes.long(), shares
+
+    def _counted(self, inputs: Tree, show: Callable[[Tensor], Tensor]) -> Tensor:
         n = len(next(leaves(inputs)))
         if self.budget is not None and self.queries + n > self.budget:
             raise BudgetExceeded(f"{n} queries after {self.queries} exceed the budget of {self.budget}")
         answers = self._served(inputs)
         self.queries += len(answers)
-        revealed = self.task.output.reveal(answers, self.reveal)
+        shown = show(answers)
         if len(answers) < n:
-            raise Refused(f"the served model refused its client after {self.queries} queries", revealed)
-        return revealed
+            raise Refused(f"the served model refused its client after {self.queries} queries", shown)
+        return shown
 
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss ``(B,)`` computed from what is revealed."""

@@ -19,6 +19,7 @@ from secure_ml.errors import Refused, UsageError, require
 from secure_ml.honest import distances
 from secure_ml.imitation import Imitation
 from secure_ml.outputs import Classes, Ranking, Reveal, Values
+from secure_ml.projection import MISSED, Projection
 from secure_ml.randomness import derive, generator
 from secure_ml.rows import Row, make_row, pool_rows
 from secure_ml.stats import Estimate, bootstrap, clopper_pearson
@@ -41,9 +42,12 @@ class Extraction(Attack):
     """The document model whose training inputs the adversary asks about; the victim's auxiliary split unless given."""
 
     @abstractmethod
-    def steal(self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator) -> Iterator[nn.Module]:
+    def steal(
+        self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator
+    ) -> Iterator[nn.Module | Projection]:
         """Copies of the victim, one at each of `stages`, each from the queries that were made so far.
 
+        Who steals no predictor but the last layer hands over a `Projection` in a copy's place.
         Who cannot or may not ask any more stops early: the last copy is then what the larger budgets buy.
         """
 
@@ -70,7 +74,11 @@ class Extraction(Attack):
             copy = _next(copies, bool(found))
             seconds += time.perf_counter() - start
             if copy is not None:
-                found, spent = judge(victim, copy, test, truth, threat, seed), access.queries
+                spent = access.queries
+                if isinstance(copy, Projection):
+                    found = copy.judge(victim, self.reveal)
+                else:
+                    found = judge(victim, copy, test, truth, threat, seed)
             rows += [
                 make_row(
                     victim,
@@ -96,7 +104,7 @@ class Extraction(Attack):
     @final
     @classmethod
     def pool(cls, task: Task, attempts: Sequence[tuple[Attack, Result]]) -> list[Row]:
-        """The most faithful copy at each budget, and its own score: means over victims."""
+        """The most faithful copy at each budget, and its own score; the closest projection: means over victims."""
         by_attack: dict[str, list[Result]] = {}
         for attack, result in attempts:
             by_attack.setdefault(repr(attack), []).append(result)
@@ -108,10 +116,13 @@ class Extraction(Attack):
                 better = rival is None or (row.value or 0.0) > (rival[0].value or 0.0)
                 if row.measure.startswith("fidelity" + AT) and better:
                     best[row.measure] = rows[place : place + 2]
+                closer = rival is None or (row.value or 0.0) < (rival[0].value or 0.0)
+                if row.measure.startswith(MISSED + AT) and closer:
+                    best[row.measure] = [row, *rows[place - 2 : place]]
         return [row for rows in best.values() for row in rows]
 
 
-def _next(copies: Iterator[nn.Module], one_is_there: bool) -> nn.Module | None:
+def _next(copies: Iterator[nn.Module | Projection], one_is_there: bool) -> nn.Module | Projection | None:
     """The next copy; None after the last one, and where its client was refused after an earlier one."""
     try:
         return next(copies, None)
