@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from attacks.extraction._variation import nudged, varied
 from secure_ml.access import BlackBox
-from secure_ml.adaptive import log_probabilities
-from secure_ml.augmentation import Chain, Rotation, Shift, Zoom
+from secure_ml.adaptive import average, log_probabilities
 from secure_ml.batch import Batch, Tree, join, leaves
-from secure_ml.errors import require
+from secure_ml.errors import Refused, require
 from secure_ml.families.extraction import Extraction
 from secure_ml.imitation import Imitation, Net, check_net
 from secure_ml.outputs import Output, Values, check_reveal
 from secure_ml.task import Augment, Task, unchanged
 from secure_ml.threats import Threat
-from secure_ml.training import fit
-
-IMAGES: Augment = Chain((Shift(0.1), Rotation(10), Zoom(0.1)))
-"""How images are varied that keep their answers."""
 
 
 class Learned(Extraction):
@@ -31,6 +26,8 @@ class Learned(Extraction):
     """Architecture of the copy."""
     epochs: int | None
     """Of the copy, over the answers; as many steps as the victim had unless given."""
+    varied: bool = False
+    """Whether every image of the pool is turned, zoomed, stretched and moved at random before it is asked about."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -48,12 +45,15 @@ class Learned(Extraction):
     def check_task(self, task: Task) -> None:
         """Raise `NotApplicable` where the attack's settings have no meaning for a task."""
 
+    def wide(self, pool: Batch, n: int, rng: torch.Generator) -> Batch:
+        """The inputs of the pool, or, where they are to be varied, ``n`` variations of them."""
+        return Batch(varied(pool, n, rng) if self.varied else pool.inputs, ())
+
     def learn(self, train: Imitation, data: Batch, augment: Augment | None = None) -> nn.Module:
         """A copy trained on inputs and answers; varied as the task's own examples are unless told."""
-        surrogate = train.surrogate(data, self.epochs, net=self.net)
-        if augment is not None:
-            surrogate = replace(surrogate, augment=augment)
-        return fit(surrogate, seed=train.seed, device=train.victim.device).module
+        answers = data.target
+        assert isinstance(answers, Tensor)
+        return train(data.inputs, answers, self.epochs, net=self.net, augment=augment)
 
 
 class Asked:
@@ -61,17 +61,30 @@ class Asked:
 
     def __init__(self, access: BlackBox) -> None:
         self.access = access
+        self.refused = False
+        """Whether this client is answered no more."""
         self._pieces: list[Batch] = []
 
     def __len__(self) -> int:
         return sum(map(len, self._pieces))
 
     def ask(self, inputs: Tree) -> Batch:
-        """The inputs with their answers, which are kept; about no input, nobody is asked."""
-        if not len(next(leaves(inputs))) and self._pieces:
+        """The inputs that are answered, with the answers, which are kept; about no input, nobody is asked.
+
+        Raises `Refused` where not even the first input ever asked about is answered.
+        """
+        n = len(next(leaves(inputs)))
+        if self._pieces and (self.refused or not n):
             return self._pieces[0].take(slice(0, 0))
-        self._pieces.append(Batch(inputs, self.access(inputs)))
-        return self._pieces[-1]
+        try:
+            new = Batch(inputs, self.access(inputs))
+        except Refused as stop:
+            if not len(self) + len(stop.answers):
+                raise
+            self.refused = True
+            new = Batch(Batch(inputs, ()).take(slice(0, len(stop.answers))).inputs, stop.answers)
+        self._pieces.append(new)
+        return new
 
     @property
     def data(self) -> Batch:
@@ -103,7 +116,7 @@ def images(task: Task, inputs: Tree) -> Augment:
         return unchanged
     if task.augment is not unchanged:
         return task.augment
-    return IMAGES if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point() else unchanged
+    return nudged if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point() else unchanged
 
 
 def shares(output: Output, answers: Tensor) -> Tensor:
@@ -118,6 +131,18 @@ def uncertainty(answers: Tensor) -> tuple[Tensor, Tensor]:
     entropy = -(logs.exp() * logs).sum(-1)
     first, second = logs.exp().topk(2, dim=-1).values.unbind(-1)
     return entropy.reshape(len(answers), -1).mean(1), (first - second).reshape(len(answers), -1).mean(1)
+
+
+def mean_answer(output: Output, answers: list[Tensor]) -> Tensor:
+    """The mean of several answers, of probabilities or of values, in the form of the answers."""
+    if isinstance(output, Values):
+        return torch.stack(answers).mean(0)
+    return average(torch.stack([log_probabilities(answer) for answer in answers]), answers[0].ndim == 1)
+
+
+def joined(first: Batch, second: Batch) -> Batch:
+    """The examples of both batches."""
+    return Batch(join([first.inputs, second.inputs]), join([first.target, second.target]))
 
 
 def shuffled(n: int, most: int, rng: torch.Generator) -> Tensor:

@@ -44,6 +44,8 @@ class ActiveLearning(Learned):
     """How much of each answer the adversary sees."""
     source: str = ""
     """The document model whose training inputs are asked about; the victim's auxiliary split unless given."""
+    varied: bool = False
+    """Whether every image is turned, zoomed, stretched and moved at random before it is asked about."""
     strategy: Strategy = "k_center"
     """By what the next inputs are chosen."""
     rounds: int = 5
@@ -76,7 +78,7 @@ class ActiveLearning(Learned):
 
     def steal(self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator) -> Iterator[nn.Module]:
         """A copy at each budget, from the answers so far."""
-        asked, copy = Asked(access), None
+        pool, asked, copy = self.wide(pool, max(self.queries, self.candidates), rng), Asked(access), None
         left = torch.ones(len(pool), dtype=torch.bool)
         for mark in marks(self.stages, max(1, round(self.seed * self.queries)), self.rounds):
             open_ = left.nonzero()[:, 0]
@@ -88,8 +90,11 @@ class ActiveLearning(Learned):
             asked.ask(pool.take(among[:n]).inputs)
             if n or copy is None:
                 copy = self.learn(train, asked.data)
-            if mark in self.stages:
+            over = asked.refused or not bool(left.any())
+            if mark in self.stages or over:
                 yield copy
+            if over:
+                return
 
     def choose(self, task: Task, copy: nn.Module, pool: Batch, asked: Batch, n: int, rng: torch.Generator) -> Tensor:
         """The n places ``(n,)`` of the pool that are asked next, on the CPU."""

@@ -46,6 +46,8 @@ class AdaptiveKnockoff(Learned):
     """How much of each answer the adversary sees."""
     source: str = ""
     """The document model whose training inputs are asked about; the victim's auxiliary split unless given."""
+    varied: bool = False
+    """Whether every image is turned, zoomed, stretched and moved at random before it is asked about."""
     by: Arms = "inputs"
     """Whether inputs are grouped by what they are or by what the copy answers."""
     arms: int = 10
@@ -74,7 +76,8 @@ class AdaptiveKnockoff(Learned):
 
     def steal(self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator) -> Iterator[nn.Module]:
         """A copy at each budget, from the answers so far."""
-        asked, copy, bandit = Asked(access), None, Bandit(min(self.arms, len(pool)))
+        pool, asked, copy = self.wide(pool, WIDE * self.queries, rng), Asked(access), None
+        bandit = Bandit(min(self.arms, len(pool)))
         left = torch.ones(len(pool), dtype=torch.bool)
         arm = grouped(_numbers(pool.inputs), self.arms, rng) if self.by == "inputs" else None
         for mark in marks(self.stages, max(1, round(self.seed * self.queries)), self.rounds):
@@ -88,16 +91,23 @@ class AdaptiveKnockoff(Learned):
                 chosen = take(left, bandit.draw(arm, left, n, rng))
                 before = asked.answers
                 new = asked.ask(pool.take(chosen).inputs)
-                bandit.learn(arm[chosen], rewards(train.task.output, new, before, served(new.inputs)))
+                bandit.learn(arm[chosen[: len(new)]], rewards(train.task.output, new, before, served(new.inputs)))
             if n or copy is None:
                 copy = self.learn(train, asked.data)
-            if mark in self.stages:
+            over = asked.refused or not bool(left.any())
+            if mark in self.stages or over:
                 yield copy
+            if over:
+                return
 
     @classmethod
     def tiny(cls) -> AdaptiveKnockoff:
         """Eight queries in two rounds, from four groups of the copy's answers."""
         return cls(queries=8, budgets=(4,), by="copy", arms=4, rounds=2, epochs=2)
+
+
+WIDE = 4
+"""How many times as many variations as the budget pays for are there to choose from, where images are varied."""
 
 
 def take(left: Tensor, chosen: Tensor) -> Tensor:

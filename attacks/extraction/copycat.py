@@ -35,6 +35,8 @@ class Copycat(Learned):
     """How much of each answer the adversary sees."""
     source: str = ""
     """The document model whose training inputs are asked about; the victim's auxiliary split unless given."""
+    varied: bool = False
+    """Whether every image is turned, zoomed, stretched and moved at random before it is asked about."""
     augment: bool = True
     """Whether images are varied in training."""
     net: Net = "same"
@@ -44,10 +46,13 @@ class Copycat(Learned):
 
     def steal(self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator) -> Iterator[nn.Module]:
         """A copy at each budget, from the labels so far."""
-        order, asked = shuffled(len(pool), self.queries, rng), Asked(access)
+        pool, asked = self.wide(pool, self.queries, rng), Asked(access)
+        order = shuffled(len(pool), self.queries, rng)
         for budget in self.stages:
             asked.ask(pool.take(order[len(asked) : budget]).inputs)
             yield self.learn(train, asked.data, images(train.task, pool.inputs) if self.augment else None)
+            if asked.refused or len(asked) == len(order):
+                return
 
     @classmethod
     def tiny(cls) -> Copycat:

@@ -24,7 +24,7 @@ from secure_ml.task import Predictor, Task
 class JacobianAugmentation(Learned):
     """Jacobian-based data set augmentation (Papernot et al. 2017, https://arxiv.org/abs/1602.02697).
 
-    Asks about ``seeds`` inputs ``(B, *shape)`` of the pool and trains a copy; then each input that was asked makes a new
+    Asks about ``seeds`` inputs ``(B, *shape)`` of the pool and trains a copy; then each input asked about makes a new
     one, a step along the sign of the copy's gradient in the score of the answered class, or, ``targeted``, several
     towards a random other class (JBDA-TR of PRADA, Juuti et al. 2019, https://arxiv.org/abs/1805.02628); a copy is
     trained, and so on until the ``queries`` are spent. For an adversary who has hardly any inputs. Raises `UsageError`
@@ -44,6 +44,8 @@ class JacobianAugmentation(Learned):
     """How much of each answer the adversary sees."""
     source: str = ""
     """The document model whose training inputs are the first; the victim's auxiliary split unless given."""
+    varied: bool = False
+    """Whether every image of the pool is turned, zoomed, stretched and moved at random before it is asked about."""
     seeds: int = 100
     """Inputs of the pool that are asked about first."""
     step: float = 0.1
@@ -73,10 +75,11 @@ class JacobianAugmentation(Learned):
 
     def steal(self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator) -> Iterator[nn.Module]:
         """A copy at each budget, from the answers so far."""
+        pool = self.wide(pool, self.seeds, rng)
         first = pool.take(shuffled(len(pool), min(self.seeds, self.queries), rng))
         asked, copy, generation = Asked(access), None, 0
         for budget in self.stages:
-            while copy is None or len(asked) < budget:
+            while copy is None or (len(asked) < budget and not asked.refused):
                 new = first.take(slice(len(asked), budget)).inputs
                 if copy is not None and len(asked) >= len(first):
                     parents = asked.data.take(shuffled(len(asked), budget - len(asked), rng))
@@ -86,6 +89,8 @@ class JacobianAugmentation(Learned):
                 asked.ask(new)
                 copy = self.learn(train, asked.data)
             yield copy
+            if asked.refused:
+                return
 
     def moved(self, access: WhiteBox, parents: Batch, sign: int, rng: torch.Generator) -> Tree:
         """Inputs moved from their parents by the copy's gradient; the parents' targets are the victim's answers."""
