@@ -35,7 +35,8 @@ class QueryDetector(Defense):
 
     Covers: queries that are made from each other, such as those of a Jacobian augmentation. Does not cover: natural
     queries, among which those of a random pool may look honest; clients who share a watch's blind spot of ``least``
-    queries each; an adversary who adds queries that make the distances normal. Its false alarms on honest traffic are
+    queries each; an adversary who adds queries that make the distances normal: those of uniform noise are more normal
+    than those of honest users. Its false alarms on honest traffic are
     measured by `false_alarms`: read them before its alarms. Raises `NotApplicable` unless classes of real inputs are
     served, and behind encryption; `UsageError` for a threshold outside (0, 1) or fewer than 3 distances.
     """
@@ -68,13 +69,37 @@ class QueryDetector(Defense):
 
 
 @dataclass(eq=False)
+class Shelf:
+    """Queries ``(n, d)`` of one class, in a tensor that doubles when it is full."""
+
+    rows: Tensor
+    n: int = 1
+
+    @classmethod
+    def of(cls, query: Tensor) -> Shelf:
+        """A shelf that holds one query ``(d,)``."""
+        return cls(query[None].clone())
+
+    def add(self, query: Tensor) -> None:
+        """One query more."""
+        if self.n == len(self.rows):
+            self.rows = torch.cat([self.rows, torch.empty_like(self.rows)])
+        self.rows[self.n] = query
+        self.n += 1
+
+    def nearest(self, query: Tensor) -> float:
+        """The Euclidean distance of a query to the nearest one here."""
+        return float((self.rows[: self.n] - query).square().sum(1).min().sqrt())
+
+
+@dataclass(eq=False)
 class Watch:
     """What is remembered of one client."""
 
     settings: QueryDetector
     raised: bool = False
     asked: int = 0
-    known: dict[int, list[Tensor]] = field(default_factory=dict)
+    known: dict[int, Shelf] = field(default_factory=dict)
     """By class, the queries that later ones are compared with."""
     spread: dict[int, list[float]] = field(default_factory=dict)
     """By class, the distances at which these were added."""
@@ -88,7 +113,7 @@ class Watch:
         if self.raised:
             return False
         if served not in self.known:
-            self.known[served], self.spread[served], self.reach[served] = [query], [0.0], 0.0
+            self.known[served], self.spread[served], self.reach[served] = Shelf.of(query), [0.0], 0.0
         else:
             self._compare(query, served)
         if self.asked % FEW == 0:
@@ -104,10 +129,10 @@ class Watch:
         return normality(found) if len(found) > self.settings.least else 1.0
 
     def _compare(self, query: Tensor, served: int) -> None:
-        near = float(torch.cdist(query[None], torch.stack(self.known[served])).min())
+        near = self.known[served].nearest(query)
         self.distances.setdefault(served, []).append(near)
         if near > self.reach[served]:
-            self.known[served].append(query)
+            self.known[served].add(query)
             spread = self.spread[served]
             spread.append(near)
             self.reach[served] = max(self.reach[served], float(np.mean(spread) - np.std(spread)))
