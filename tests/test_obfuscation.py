@@ -66,12 +66,12 @@ def test_the_first_weight_is_the_best_of_all_by_its_gradient() -> None:
     (weight,) = _weights(small.module)
     batch = small.splits.train
     (slope,) = torch.autograd.grad(task.loss(small.module, batch).mean(), [weight])
+    values = weight.detach().flatten()
     gains = [
-        float(g * ((weight.max() if g > 0 else weight.min()) - w))
-        for g, w in zip(slope.flatten(), weight.detach().flatten(), strict=True)
+        float(g * ((values.max() if g > 0 else values.min()) - w)) for g, w in zip(slope.flatten(), values, strict=True)
     ]
     assert secret.places.tolist() == [gains.index(max(gains))]
-    assert torch.equal(secret.values, weight.detach().flatten()[secret.places])
+    assert torch.equal(secret.values, values[secret.places])
 
 
 def test_repairing_a_ruin_takes_few_examples() -> None:
