@@ -10,6 +10,7 @@ from secure_ml.families.audit import Audit
 from secure_ml.families.evasion import Evasion
 from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
+from secure_ml.families.ownership import Ownership
 from secure_ml.families.poisoning import Poisoning
 from secure_ml.families.reconstruction import Reconstruction
 from secure_ml.families.scrutiny import Scrutiny
@@ -55,6 +56,7 @@ __all__ = [
     "Nats",
     "NextToken",
     "NotApplicable",
+    "Ownership",
     "Plan",
     "Poisoning",
     "Ranking",

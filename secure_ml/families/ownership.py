@@ -109,6 +109,7 @@ class Ownership(Attack):
     ``aux`` is parted: from one half thieves choose what to ask; on the other, independent models are trained as the
     task has it, without the victim's defenses, each on a part of its own. An accusation is a p-value below ``level``.
     The control is the point: a test that accuses models that were not copied more often than its level is no evidence.
+    Its interval takes suspects for independent, and those of one victim share its evidence: several victims say more.
     """
 
     family: ClassVar[str] = "ownership"
