@@ -89,10 +89,11 @@ class Asked:
     @property
     def data(self) -> Batch:
         """All of it."""
-        if len(self._pieces) > 1:
-            inputs, answers = (join([getattr(p, name) for p in self._pieces]) for name in ("inputs", "target"))
-            self._pieces = [Batch(inputs, answers)]
-        return self._pieces[0]
+        return joined(*self._pieces)
+
+    def some(self, calls: int, rng: torch.Generator) -> Batch:
+        """What was answered in a few calls, drawn at random."""
+        return joined(*(self._pieces[i] for i in torch.randint(len(self._pieces), (calls,), generator=rng)))
 
     @property
     def answers(self) -> Tensor:
@@ -140,9 +141,9 @@ def mean_answer(output: Output, answers: list[Tensor]) -> Tensor:
     return average(torch.stack([log_probabilities(answer) for answer in answers]), answers[0].ndim == 1)
 
 
-def joined(first: Batch, second: Batch) -> Batch:
-    """The examples of both batches."""
-    return Batch(join([first.inputs, second.inputs]), join([first.target, second.target]))
+def joined(*batches: Batch) -> Batch:
+    """The examples of all batches."""
+    return Batch(join([batch.inputs for batch in batches]), join([batch.target for batch in batches]))
 
 
 def shuffled(n: int, most: int, rng: torch.Generator) -> Tensor:
