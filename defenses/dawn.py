@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from defenses._answers import first_inputs
 from secure_ml.batch import Batch, Tree, leaves
 from secure_ml.errors import NotApplicable, UsageError, require
 from secure_ml.families.ownership import Evidence, Owner, Watermark
@@ -105,7 +106,7 @@ class Marked(Wrapped):
         """The marked answers, ``(B, K)``."""
         answers = self.inner(inputs).clone()
         classes = _classes(answers)
-        for i, digest in enumerate(self.mark.digests(inputs)):
+        for i, digest in enumerate(self.mark.digests(first_inputs(inputs, len(answers)))):
             if self.mark.marked(digest):
                 first = int(answers[i].argmax())
                 second = (first + 1 + int.from_bytes(digest[8:16], "big") % (classes - 1)) % classes
