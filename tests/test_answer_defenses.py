@@ -13,6 +13,7 @@ from torch import Tensor
 import secure_ml as sm
 from defenses._answers import FLOOR, Altered, keeping, normalised, probabilities, written
 from defenses.adaptive_misinformation import AdaptiveMisinformation, misinformer
+from defenses.dawn import DAWN
 from defenses.label_only import LabelOnly
 from defenses.model_guard import ModelGuard
 from defenses.model_guard_s import ModelGuardS
@@ -262,7 +263,7 @@ def test_the_cost_is_what_it_says() -> None:
 @pytest.mark.parametrize("defense", ALL, ids=lambda defense: type(defense).__name__)
 def test_every_order_serves_answers(defense: sm.Defense) -> None:
     test = tiny_victim("digits_mlp").splits.test
-    for other in (LabelOnly(), PredictionSmoothing(), RateLimit(queries=7), NoisyAnswers(fresh=True)):
+    for other in (LabelOnly(), PredictionSmoothing(), RateLimit(queries=7), NoisyAnswers(fresh=True), DAWN.tiny()):
         for stack in ((defense, other), (other, defense)):
             victim = tiny_victim("digits_mlp")
             for part in stack:
