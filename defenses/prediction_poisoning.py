@@ -28,11 +28,10 @@ class PredictionPoisoning(Defense):
     task's own architecture with random weights; the gradient is that in the last layer, as in the authors' code, or
     in all layers.
 
-    Covers: surrogates trained on probabilities, as long as they resemble the assumed one. Does not cover: labels,
-    where the decision is kept; answers that are cleaned of the poison, which is small where the model is sure. Raises
-    `NotApplicable` unless answers are probabilities of classes, and behind encryption; `UsageError` for a budget
-    outside (0, 2]
-    or less than 0 rounds.
+    Covers: surrogates trained on probabilities, as long as they resemble the assumed one. Does not cover: labels, where
+    the decision is kept; an adversary who learns to undo the change. Where the decision is not kept, a budget of 1 or
+    more turns that of nearly every answer. Raises `NotApplicable` unless answers are probabilities of classes, and
+    behind encryption; `UsageError` for a budget outside (0, 2] or less than 0 rounds.
 
     Differs from the paper: the vertex is chosen for the deviation where the budget ends, not at the vertex itself, and
     its answer, a mixture, is then improved by steps between the vertices of what the budget allows.
