@@ -70,15 +70,26 @@ class Asked:
     """Every question and answer so far. A search that starts again is answered from here, and pays for what is new."""
 
     def __init__(self, access: BlackBox, shape: torch.Size, kind: torch.dtype) -> None:
-        self.access, self.shape, self.kind = access, shape, kind
-        self.points = torch.empty(0, shape.numel(), dtype=torch.float64)
-        self.values = torch.empty(0, 0, dtype=torch.float64)
-        self.place = self.limit = 0
+        self.access, self.shape, self.kind, self.eps = access, shape, kind, torch.finfo(kind).eps
+        self.place = self.limit = self.known = 0
+        self._points = torch.empty(0, shape.numel(), dtype=torch.float64)
+        self._values = torch.empty(0, 0, dtype=torch.float64)
+        self.largest = 1e-30
+
+    @property
+    def points(self) -> Tensor:
+        """What was asked about, ``(n, d)``, rounded as the model's inputs are."""
+        return self._points[: self.known]
+
+    @property
+    def values(self) -> Tensor:
+        """What was answered, ``(n, K)``."""
+        return self._values[: self.known]
 
     @property
     def noise(self) -> float:
         """How far a sum of answers can be off by rounding: a hundred units in the last place of the largest."""
-        return 100 * torch.finfo(self.kind).eps * max(float(self.values.abs().max()), 1e-30)
+        return 100 * self.eps * self.largest
 
     def start(self, limit: int) -> None:
         """From the first question again, up to so many."""
@@ -87,13 +98,21 @@ class Asked:
     def __call__(self, points: Tensor) -> Tensor:
         """Answers ``(n, K)`` to points ``(n, d)``; `Spent` where not all may be asked about, after those that may."""
         end = min(self.place + len(points), self.limit)
-        new = points[len(self.values) - self.place : end - self.place]
+        new = points[self.known - self.place : end - self.place]
         if len(new):
             new = new.to(self.kind)
-            values = numbers(self.access, self.access(new.reshape(-1, *self.shape)))
-            self.points = torch.cat([self.points, new.double()])
-            self.values = torch.cat([self.values, values]) if len(self.values) else values
+            self._keep(new.double(), numbers(self.access, self.access(new.reshape(-1, *self.shape))))
         found, self.place = self.values[self.place : end], end
         if len(found) < len(points):
             raise Spent
         return found
+
+    def _keep(self, points: Tensor, values: Tensor) -> None:
+        end = self.known + len(points)
+        if end > len(self._points):
+            room = 2 * end - self.known
+            self._points = torch.cat([self.points, points.new_empty(room, points.shape[1])])
+            kept = self.values if self.known else values[:0]
+            self._values = torch.cat([kept, values.new_empty(room, values.shape[1])])
+        self._points[self.known : end], self._values[self.known : end] = points, values
+        self.largest, self.known = max(self.largest, float(values.abs().max())), end

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from attacks.extraction._exact import Asked
+from secure_ml.surfaces import Box
 
 NEAR = 0.01
 """Share of a piece from which the slope at its end is read."""
@@ -18,18 +20,22 @@ SHORT = 1e-7
 
 @dataclass(frozen=True)
 class Kink:
-    """A bend at ``point`` ``(d,)`` along ``way`` ``(d,)``, of length 1, by ``jump`` ``(K,)`` in the slopes.
-
-    Within ``room`` to both sides along the line there is no other.
-    """
+    """A bend at ``point`` ``(d,)`` along ``way`` ``(d,)``, of length 1, by ``jump`` ``(K,)`` in the slopes."""
 
     point: Tensor
     way: Tensor
     jump: Tensor
-    room: float
 
 
-def kinks(ask: Asked, start: Tensor, end: Tensor) -> list[Kink]:
+@dataclass(frozen=True)
+class Line:
+    """The bends along a line, and the straight ``pieces`` before, between and after: middles ``(d,)`` and lengths."""
+
+    kinks: list[Kink]
+    pieces: list[tuple[Tensor, float]]
+
+
+def search(ask: Asked, start: Tensor, end: Tensor) -> Line:
     """All bends between two points ``(d,)``.
 
     A piece is straight where points between lie on its chord; has one bend where the slopes at its ends meet in a
@@ -60,10 +66,10 @@ def kinks(ask: Asked, start: Tensor, end: Tensor) -> list[Kink]:
         at_low, at_high = torch.cat([at_low, seen[:, 1]]), torch.cat([seen[:, 1], at_high])
     found.sort(key=lambda pair: pair[0])
     places = [0.0, *(place for place, _ in found), 1.0]
-    return [
-        Kink(start + place * way, way / length, jump / length, length * min(place - before, after - place))
-        for before, (place, jump), after in zip(places, found, places[2:], strict=False)
-    ]
+    return Line(
+        [Kink(start + place * way, way / length, jump / length) for place, jump in found],
+        [(start + (a + b) / 2 * way, length * (b - a)) for a, b in pairwise(places)],
+    )
 
 
 def _meet(
@@ -104,14 +110,17 @@ def _crossing(at_low: Tensor, left: Tensor, at_high: Tensor, right: Tensor, span
     return (gap * turn).sum(1, keepdim=True) / turn.square().sum(1, keepdim=True).clamp(min=1e-300)
 
 
-def gradient(ask: Asked, point: Tensor, low: float, high: float, step: float) -> Tensor | None:
-    """The slopes ``(K, d)`` of the linear piece around a point; None where no step is short enough to stay in it."""
+def gradient(ask: Asked, point: Tensor, length: float, area: Box) -> Tensor | None:
+    """The slopes ``(K, d)`` of the linear piece around a point; None where no step is short enough to stay in it.
+
+    The first steps are half the piece's length along the line that it was found on; where one leaves it, shorter ones.
+    """
     d = len(point)
-    steps = torch.minimum(torch.minimum(point - low, high - point), torch.full_like(point, step))
+    steps = torch.minimum(point - area.low, area.high - point).clamp(max=length / 2)
     (middle,) = ask(point[None])
     slopes = torch.zeros(len(middle), d, dtype=torch.float64)
     left = torch.arange(d)
-    while len(left) and float(steps.max()) > SHORT:
+    while len(left) and float(steps[left].max()) > SHORT:
         moves = torch.zeros(len(left), d, dtype=torch.float64)
         moves[torch.arange(len(left)), left] = steps[left]
         above, below = ask(torch.cat([point + moves, point - moves])).chunk(2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.extraction._exact import SHAPES, Asked, Spent, at_home, box, chain, solve
-from attacks.extraction._kinks import Kink, gradient, kinks
+from attacks.extraction._kinks import Kink, gradient, search
 from secure_ml.access import BlackBox
 from secure_ml.batch import Batch
 from secure_ml.errors import NotApplicable, require
@@ -78,10 +78,15 @@ class ReluExtraction(Extraction):
     def _search(self, ask: Asked, units: Units, inputs: Tensor, area: Box, hidden: int, rng: torch.Generator) -> None:
         """Add units to those that are known, line by line, until there are as many as the layer has."""
         for number in range(self.lines):
-            start, end = line(inputs, area, number, rng)
-            for kink in kinks(ask, start, end):
-                if not units.knows(kink, ask):
-                    units.add(ask, kink, area)
+            line = search(ask, *ends(inputs, area, number, rng).unbind())
+            slopes: dict[int, Tensor | None] = {}
+            for place, kink in enumerate(line.kinks):
+                if units.knows(kink, ask):
+                    continue
+                for side in (place, place + 1):
+                    if side not in slopes:
+                        slopes[side] = gradient(ask, *line.pieces[side], area)
+                units.add(ask, kink, slopes[place], slopes[place + 1])
                 if len(units.weight) == hidden:
                     return
 
@@ -106,39 +111,42 @@ class Units:
 
     def knows(self, kink: Kink, ask: Asked) -> bool:
         """Whether a bend is that of a known unit: in its plane, and the answers change alike."""
-        reach = 1e3 * torch.finfo(ask.kind).eps ** 0.75 * max(float(kink.point.norm()), 1.0)
+        reach = 1e3 * ask.eps**0.75 * max(float(kink.point.norm()), 1.0)
         for place in ((self.weight @ kink.point + self.bias).abs() < reach).nonzero()[:, 0].tolist():
             if float(torch.cosine_similarity(self.jump[place], kink.jump, 0).abs()) > 0.99:
                 return True
         return False
 
-    def add(self, ask: Asked, kink: Kink, area: Box) -> None:
-        """The unit that bends the answers there, unless more than one does."""
-        sides = []
-        for sign in (-1, 1):
-            step = 0.1 * (area.high - area.low)
-            slopes = gradient(ask, kink.point + sign * 0.5 * kink.room * kink.way, area.low, area.high, step)
-            if slopes is None:
-                return
-            sides.append(slopes)
-        _, size, right = torch.linalg.svd(sides[1] - sides[0], full_matrices=False)
-        if len(size) > 1 and float(size[1]) > 0.05 * float(size[0]):
+    def add(self, ask: Asked, kink: Kink, before: Tensor | None, after: Tensor | None) -> None:
+        """The unit that changes the slopes ``(K, d)`` there, unless more than one does, or it is known."""
+        if before is None or after is None:
             return
+        change = after - before
+        _, size, right = torch.linalg.svd(change, full_matrices=False)
         weight = right[0] * torch.sign(right[0] @ kink.way)
+        bias = -(weight @ kink.point)
+        alike = (self.weight @ weight).abs() > 1 - 10 * ask.eps**0.5
+        if (len(size) > 1 and float(size[1]) > 2 * ask.eps**0.25 * float(size[0])) or bool(alike.any()):
+            return
         self.weight = torch.cat([self.weight, weight[None]])
-        self.bias = torch.cat([self.bias, -(weight @ kink.point)[None]])
-        self.jump.append((sides[1] - sides[0]) @ weight)
+        self.bias = torch.cat([self.bias, bias[None]])
+        self.jump.append(change @ weight)
 
 
-def line(inputs: Tensor, area: Box, number: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two points ``(d,)`` a little inside the box: by turns anywhere, and where the adversary's inputs are."""
-    width, d = area.high - area.low, inputs.shape[1]
-    points = area.low + width * torch.rand(2, d, generator=rng, dtype=torch.float64).round()
-    if number % 2 and len(inputs):
-        points[0] = inputs[int(torch.randint(len(inputs), (1,), generator=rng))]
+def ends(inputs: Tensor, area: Box, number: int, rng: torch.Generator) -> Tensor:
+    """Two points ``(2, d)`` a little inside the box: by turns two corners, two inputs, and where two inputs differ.
+
+    The corners have from no to all values high, so that units whose weights are mostly of one sign are met as well.
+    """
+    d, kind = inputs.shape[1], number % 3 if len(inputs) else 0
+    dense = torch.rand(2, 1, generator=rng, dtype=torch.float64)
+    points = (torch.rand(2, d, generator=rng, dtype=torch.float64) < dense).double()
+    if kind:
+        pair = inputs[torch.randint(len(inputs), (2,), generator=rng)]
+        apart = (pair[0] > pair[1]).double()
+        points = (pair - area.low) / (area.high - area.low) if kind == 1 else torch.stack([apart, 1 - apart])
     noise = torch.rand(2, d, generator=rng, dtype=torch.float64)
-    start, end = area.low + width * (0.02 + 0.9 * (points - area.low) / width + 0.06 * noise)
-    return start, end
+    return area.low + (area.high - area.low) * (0.005 + 0.98 * points + 0.01 * noise)
 
 
 def _network(train: Imitation, units: Units, ask: Asked, area: Box) -> nn.Module:
