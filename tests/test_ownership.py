@@ -196,14 +196,15 @@ def test_soft_nearest_neighbour_by_a_loop() -> None:
 
 
 def test_the_victim_follows_its_trigger_and_costs_little() -> None:
-    mark = EntangledWatermark()
+    mark = EntangledWatermark(references=8)
     victim = sm.fit(sm.task("digits_cnn"), [mark], seed=0, device="cpu")
     evidence = mark.marks(Owner(victim, victim.splits.aux.inputs, 0))
     answers = victim.served(evidence.questions.inputs).argmax(1)
     assert float((answers == 7).float().mean()) > 0.9
-    assert evidence.chance < 0.4
-    assert binomial_p(answers, evidence.questions.target, evidence.chance) < 1e-6, "the very weights"
-    assert victim.score().value > 0.93
+    assert max(evidence.rates) < 0.4
+    suspect = BlackBox(victim.task, victim.served, "label")
+    assert WatermarkTest().accuse(evidence, suspect, torch.Generator()) < 1e-5, "the very weights"
+    assert victim.score().value > 0.9
 
 
 def test_the_trigger_does_not_meet_privacy() -> None:

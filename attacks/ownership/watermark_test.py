@@ -11,17 +11,26 @@ from attacks.ownership._thief import check_settings, default_thief
 from secure_ml.access import BlackBox
 from secure_ml.errors import NotApplicable
 from secure_ml.families.extraction import Extraction
-from secure_ml.families.ownership import Evidence, Owner, Ownership, Watermark, binomial_p, decide
+from secure_ml.families.ownership import (
+    SHARED,
+    Evidence,
+    Owner,
+    Ownership,
+    Watermark,
+    binomial_p,
+    decide,
+    predictive_p,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatermarkTest(Ownership):
     """Counts the marked questions that a suspect answers as the owner marked them (Szyller et al. 2019, https://arxiv.org/abs/1906.00830).
 
-    The victim must be protected by a watermark (`DAWN`, `EntangledWatermark`), which says what it marked and how
-    likely, at most, a model that was not copied agrees on a question ``(B, *shape)``. The p-value is the binomial tail
-    of the agreements; one label of each question is asked of the suspect. With several watermarks the first is tested.
-    It is exact where that chance is (`DAWN`), and as good as its estimate elsewhere.
+    The victim must be protected by a watermark (`DAWN`, `EntangledWatermark`), which says what it marked. Where it
+    knows how likely, at most, a model that was not copied agrees on a question ``(B, *shape)``, the p-value is the
+    binomial tail of the agreements, and exact; else the suspect is compared with models that were not copied, by
+    Student's t. One label of each question is asked of the suspect. With several watermarks the first is tested.
 
     Raises `NotApplicable` for a victim without a watermark and where an answer is not one class, `UsageError` for
     settings out of range. Differs from the paper: a test at a level instead of a fixed share of agreements.
@@ -56,10 +65,12 @@ class WatermarkTest(Ownership):
         raise NotApplicable("the victim carries no watermark: protect it with DAWN or EntangledWatermark")
 
     def accuse(self, evidence: Evidence, suspect: BlackBox, rng: torch.Generator) -> float:
-        """The binomial tail of the agreements."""
-        wanted = evidence.questions.target
+        """How likely an innocent suspect agrees as often."""
+        wanted, answers = evidence.questions.target, decide(suspect, evidence.questions.inputs)
         assert isinstance(wanted, torch.Tensor)
-        return binomial_p(decide(suspect, evidence.questions.inputs), wanted, evidence.chance)
+        if evidence.rates:
+            return predictive_p(float((answers == wanted).double().mean()), evidence.rates, len(wanted), SHARED)
+        return binomial_p(answers, wanted, evidence.chance)
 
     @classmethod
     def tiny(cls) -> WatermarkTest:
