@@ -1,123 +1,256 @@
-"""A trained module as affine maps with squares between them."""
+"""The compiler: a trained module to a program that a server runs on ciphertexts.
+
+What is built on it needs three calls::
+
+    program = compile_module(module, sample, calibration=inputs, engine="latency", precision=1e-3)   # before any key
+    client = Client(program.contract)               # makes the keys; the contract is public and holds no weight
+    server = Server.from_bytes(program.to_bytes(), client.public_bytes())   # neither holds a secret key
+    answers = client.decrypt(server.answer(client.encrypt(rows)))           # bytes between them, (B, *shape)
+"""
 
 from __future__ import annotations
 
-from copy import deepcopy
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from defenses.homomorphic.parameters import Parameters
-from defenses.homomorphic.polynomial import AFFINE, Quadratic, flatten
+from defenses.homomorphic.circuit import Affine, Circuit, circuit_of, rows_of
+from defenses.homomorphic.contract import Contract, Engine
+from defenses.homomorphic.noise import predicted_error
+from defenses.homomorphic.packing import Layout, Packed, pack
+from defenses.homomorphic.parameters import candidates
+from defenses.homomorphic.wire import fingerprint, frame, unframe
 from secure_ml.batch import Tree
-from secure_ml.errors import NotApplicable, UsageError
+from secure_ml.errors import NotApplicable, UsageError, require
 
-
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """``x -> matrix @ x + bias`` with ``matrix (out, in)`` and ``bias (out,)`` in float64."""
-
-    matrix: Tensor
-    bias: Tensor
+PROBES = 64
+"""Inputs at the corners of the range that are looked at beside those of calibration."""
+ROTATED = 32.0
+"""How much TenSEAL's own rotations, which are not counted one by one, are taken to add to its errors."""
+COMPACT = 4
+"""Rotations by powers of this are all that a compact set of keys has."""
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Affine maps, a square of every value between two of them, and the shape ``(*shape)`` of an answer."""
+    """A circuit with the contract under which it is run."""
 
-    maps: tuple[Affine, ...]
-    shape: tuple[int, ...]
+    circuit: Circuit
+    contract: Contract
+    expected_error: float
+    """The largest error of an answer that the noise of these parameters explains."""
+    largest: float
+    """The largest number in any slot of an answer, in calibration."""
+    early: bool = False
+    """Whether folds come before rescaling: slower, and with less noise."""
 
-    @property
-    def depth(self) -> int:
-        """Levels that it uses up: one for each map and each square."""
-        return 2 * len(self.maps) - 1
+    @cached_property
+    def packed(self) -> tuple[Layout, tuple[Packed, ...]]:
+        """Layout and matrix products of the ``latency`` engine."""
+        return pack(self.circuit, self.contract.parameters.slots)
 
-    @property
-    def products(self) -> int:
-        """Products of a ciphertext and a weight for one batch."""
-        return sum(int((step.matrix != 0).sum()) for step in self.maps)
+    def describe(self) -> str:
+        """What the compiler chose, and why, in a few lines."""
+        contract, parameters = self.contract, self.contract.parameters
+        lines = [
+            f"engine {contract.engine}, model {contract.model}: {len(self.circuit.maps)} maps, "
+            f"{len(self.circuit.maps) - 1} squares, depth {parameters.depth}",
+            str(parameters),
+            f"expected error at most {self.expected_error:.2g}; answers up to {self.largest:.3g} in calibration, "
+            f"they wrap beyond {parameters.headroom:.3g}",
+            f"inputs between {contract.low:.4g} and {contract.high:.4g}; {contract.batch:,} queries to a batch",
+        ]
+        if contract.engine == "latency":
+            lines.append(f"rotation keys for steps of {', '.join(map(str, contract.steps)) or 'none'}")
+            lines += [f"map {i}: {_shown(step)}" for i, step in enumerate(self.packed[1])]
+        return "\n".join(lines)
 
-    def run(self, rows: Tensor) -> Tensor:
-        """The program in the clear: ``(B, in)`` to ``(B, *shape)``, in float64."""
-        values = rows.double()
-        for index, step in enumerate(self.maps):
-            values = (values.square() if index else values) @ step.matrix.T + step.bias
-        return values.reshape(len(rows), *self.shape)
+    def to_bytes(self) -> bytes:
+        """Weights and contract, for a server in another process; no key."""
+        tensors = {f"matrix {i}": step.matrix for i, step in enumerate(self.circuit.maps)}
+        tensors |= {f"bias {i}": step.bias for i, step in enumerate(self.circuit.maps)}
+        if self.circuit.windows is not None:
+            tensors["windows"] = self.circuit.windows
+        about = {"maps": len(self.circuit.maps), "expected": self.expected_error, "largest": self.largest}
+        about["early"] = self.early
+        return frame("program", about, [self.contract.to_json().encode(), save(tensors)])
 
-    def check_headroom(self, inputs: Tree, parameters: Parameters) -> None:
-        """Raise `NotApplicable` where four times the largest answer to these inputs would wrap around."""
-        answers = self.run(rows_of(inputs)).abs()
-        largest = answers.max().item() if answers.numel() else 0.0
-        if largest * 4 > parameters.headroom:
-            raise NotApplicable(
-                f"answers as large as {largest:.3g} leave no headroom below {parameters.headroom:.3g}, where they wrap"
-            )
-
-
-def rows_of(inputs: Tree) -> Tensor:
-    """Inputs ``(B, *shape)`` as rows ``(B, in)`` on the CPU."""
-    assert isinstance(inputs, Tensor)
-    return inputs.detach().cpu().double().flatten(1)
-
-
-def compile_module(module: nn.Module, sample: Tree) -> Program:
-    """The program of a Sequential for inputs shaped as ``sample (1, *shape)``; checked against the module itself."""
-    if not isinstance(sample, Tensor) or not sample.is_floating_point():
-        raise NotApplicable("only inputs that are one tensor of real numbers can be encrypted")
-    module = deepcopy(module).cpu().double().eval()
-    shape = tuple(sample.shape[1:])
-    maps: list[Affine] = []
-    bend: Quadratic | None = None
-    segment: list[nn.Module] = []
-    with torch.no_grad():
-        for layer in [*flatten(module), None]:
-            if isinstance(layer, AFFINE):
-                segment.append(layer)
-                continue
-            if layer is not None and not isinstance(layer, Quadratic):
-                raise NotApplicable(f"{type(layer).__name__} cannot be encrypted")
-            step, shape = _affine(segment, shape)
-            maps.append(_after(bend, step))
-            bend, segment = layer, []
-        maps = [_before(step, i < len(maps) - 1, module) for i, step in enumerate(maps)]
-        program = Program(tuple(maps), shape)
-        _verify(program, module, sample)
-    return program
+    @classmethod
+    def from_bytes(cls, message: bytes) -> Program:
+        """The program that `to_bytes` wrote; raises `UsageError` for other bytes."""
+        about, blobs = unframe("program", message)
+        try:
+            contract = Contract.from_json(blobs[0].decode())
+            tensors = load(blobs[1])
+            maps = tuple(Affine(tensors[f"matrix {i}"], tensors[f"bias {i}"]) for i in range(about["maps"]))
+        except (SafetensorError, KeyError, IndexError, UnicodeDecodeError) as error:
+            raise UsageError(f"these bytes are no program: {error}") from None
+        circuit = Circuit(maps, contract.shape, tensors.get("windows"))
+        if weights_of(circuit) != contract.model:
+            raise UsageError("the weights of a program are not those of its contract: compile it again")
+        return cls(circuit, contract, about["expected"], about["largest"], about["early"])
 
 
-def _affine(layers: list[nn.Module], shape: tuple[int, ...]) -> tuple[Affine, tuple[int, ...]]:
-    """The one affine map that a run of affine layers is, read off its answers to 0 and to every unit vector."""
-    n = int(torch.tensor(shape).prod())
-    run = nn.Sequential(*layers)
-    probes = torch.cat([torch.zeros(1, n), torch.eye(n)]).double()
-    answers = run(probes.reshape(n + 1, *shape))
-    bias, *_ = rows = answers.reshape(n + 1, -1)
-    return Affine((rows[1:] - bias).T.contiguous(), bias.clone()), tuple(answers.shape[1:])
+def _shown(step: Packed) -> str:
+    return (
+        f"{step.period} slots to {len(step.bias)} rows: {len(step.diagonals)} diagonals, "
+        f"{len(step.babies) - 1} + {len(step.giants) - 1} steps, {len(step.folds)} folds"
+    )
 
 
-def _after(bend: Quadratic | None, step: Affine) -> Affine:
-    """``step`` applied to ``c2 s + c0 - c1^2 / 4 c2``, where ``s`` is the square that is computed before it."""
-    if bend is None:
-        return step
-    constant = bend.c0 - bend.c1**2 / (4 * bend.c2)
-    return Affine(step.matrix * bend.c2, step.bias + step.matrix.sum(1) * constant)
+def compile_module(
+    module: nn.Module,
+    sample: Tree,
+    *,
+    calibration: Tree | None = None,
+    engine: Engine = "throughput",
+    precision: float = 1e-3,
+    degree: int | None = None,
+    compact: bool = False,
+) -> Program:
+    """The encrypted program of a trained module, for inputs shaped as ``sample (1, *shape)``; no key is made.
+
+    ``calibration (B, *shape)`` shows which values occur (the sample alone unless given); answers four times as large
+    still do not wrap. ``precision`` is the largest error wanted of an answer: of the rings whose moduli give 128
+    bits, the smallest that is expected to keep it is taken, or ``degree`` where given. ``compact`` halves the number
+    of rotation keys and more, for a few more rotations.
+
+    Raises `NotApplicable` for layers that cannot be encrypted, by name, and where no ring at 128 bits carries the
+    depth, the answers or the precision.
+    """
+    require(precision > 0, f"a precision above 0 is needed; given {precision}")
+    circuit = circuit_of(module, sample)
+    rows = rows_of(sample if calibration is None else calibration)
+    low, high = float(rows.min()), float(rows.max())
+    rows, spare = torch.cat([rows, _corners(rows.shape[1], low, high)]), (high - low) / 2
+    limits = low - spare, high + spare
+    return choose(circuit, rows, limits, engine=engine, precision=precision, degree=degree, compact=compact)
 
 
-def _before(step: Affine, squared: bool, module: nn.Module) -> Affine:
-    """``step`` with the shift ``c1 / 2 c2`` added that completes the square after it."""
-    if not squared:
-        return step
-    bend = next(layer for layer in flatten(module) if isinstance(layer, Quadratic))
-    return Affine(step.matrix, step.bias + bend.c1 / (2 * bend.c2))
+def choose(
+    circuit: Circuit,
+    rows: Tensor,
+    limits: tuple[float, float],
+    *,
+    engine: Engine = "throughput",
+    precision: float = 1e-3,
+    degree: int | None = None,
+    compact: bool = False,
+) -> Program:
+    """The program of a circuit whose inputs are like ``rows (B, in)`` and within the limits."""
+    windows = _side(circuit) if engine == "reference" else None
+    depth = circuit.depth + (windows is not None)
+    largest = float(circuit.run(rows).abs().max())
+    best = float("inf")
+    for sets in candidates(depth, largest, degree):
+        packed = pack(circuit, sets[0].slots)[1] if engine == "latency" else None
+        for early in (False, True) if packed else (False,):
+            more = ROTATED if engine == "reference" else 1.0
+            errors = {one: more * predicted_error(circuit, rows, one, packed, early) for one in sets}
+            parameters = min(sets, key=errors.__getitem__)
+            best = min(best, errors[parameters])
+            if errors[parameters] <= precision:
+                contract = Contract(
+                    engine=engine,
+                    parameters=parameters,
+                    model=weights_of(circuit),
+                    inputs=rows.shape[1],
+                    shape=circuit.shape,
+                    low=limits[0],
+                    high=limits[1],
+                    windows=windows,
+                )
+                program = Program(circuit, contract, errors[parameters], largest, early)
+                return _packed(program, rows, compact) if packed else program
+    raise NotApplicable(
+        f"no parameter set at 128 bits keeps errors below {precision:.2g} at a depth of {depth}: the best is expected "
+        f"at {best:.2g}; ask for less precision, or use fewer activations or smaller weights"
+    )
 
 
-def _verify(program: Program, module: nn.Module, sample: Tensor) -> None:
-    rows = torch.rand(8, sample[0].numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = module(rows.reshape(8, *sample.shape[1:]))
-    error = (program.run(rows) - expected).abs().max().item()
-    if not error <= 1e-8 * max(expected.abs().max().item(), 1.0):
-        raise UsageError(
-            f"the compiled program differs from the module by {error:.3g}: this is a bug, please report it"
+def _packed(program: Program, rows: Tensor, compact: bool) -> Program:
+    """The contract with the layout, and the headroom checked for what stands between the answers too."""
+    parameters = program.contract.parameters
+    layout, steps = program.packed
+    largest = max(np.abs(simulate(program, row)).max() for row in rows[:8].numpy())
+    index = steps[-1].output.index
+    answers = [int(np.flatnonzero(index == j)[0]) for j in range(len(program.circuit.maps[-1].bias))]
+    wanted = rotations(steps)
+    have = {COMPACT**i for i in range(16) if COMPACT**i < parameters.slots} if compact else wanted
+    contract = replace(
+        program.contract,
+        layout=tuple(map(int, layout.index)),
+        answers=tuple(answers),
+        steps=tuple(sorted(have & {part for step in wanted for part in composed(step, have)})),
+    )
+    if largest > parameters.headroom:
+        raise NotApplicable(
+            f"numbers as large as {largest:.3g} beside the answers leave no headroom below {parameters.headroom:.3g}, "
+            "where they wrap: use smaller weights, or the throughput engine"
         )
+    return replace(program, contract=contract, largest=max(program.largest, float(largest)))
+
+
+def simulate(program: Program, row: np.ndarray) -> np.ndarray:
+    """All slots of the answer to one input ``(in,)``, as the ``latency`` engine computes them, without noise."""
+    layout, steps = program.packed
+    values = np.where(layout.index >= 0, row[np.maximum(layout.index, 0)], 0.0)
+    values = np.tile(values, program.contract.parameters.slots // layout.period)
+    for index, step in enumerate(steps):
+        values = step.run(values if index == 0 else values**2)
+    return values
+
+
+def rotations(steps: Sequence[Packed]) -> set[int]:
+    """Every step by which something is rotated: between baby steps, between giant steps, and folds."""
+    found: set[int] = set()
+    for step in steps:
+        found |= {b - a for a, b in zip(step.babies, step.babies[1:], strict=False)}
+        found |= {b - a for a, b in zip(step.giants, step.giants[1:], strict=False)}
+        found |= set(step.folds)
+    return found
+
+
+def composed(step: int, have: set[int] | tuple[int, ...]) -> list[int]:
+    """The fewest steps, largest first, out of those that have a key, that add up to one."""
+    parts: list[int] = []
+    for size in sorted(have, reverse=True):
+        parts += [size] * (step // size)
+        step %= size
+    require(step == 0, f"no keys add up to a rotation with {step} left: make keys for this program's contract")
+    return parts
+
+
+def weights_of(circuit: Circuit) -> str:
+    """The fingerprint of a circuit."""
+    parts = [part.contiguous().numpy().tobytes() for step in circuit.maps for part in (step.matrix, step.bias)]
+    return fingerprint(json.dumps(circuit.shape).encode(), *parts)
+
+
+def _corners(n: int, low: float, high: float) -> Tensor:
+    """All low, all high, and corners of the box of inputs."""
+    rng = torch.Generator().manual_seed(0)
+    corners = torch.randint(0, 2, (PROBES, n), generator=rng).double()
+    corners[0], corners[1] = 0.0, 1.0
+    return low + (high - low) * corners
+
+
+def _side(circuit: Circuit) -> tuple[int, int, int] | None:
+    """Kernel, stride and image side where the first map is a square convolution that TenSEAL's own can be."""
+    return None if circuit.windows is None else _square(circuit.windows, circuit.maps[0].matrix.shape[1])
+
+
+def _square(windows: Tensor, inputs: int) -> tuple[int, int, int] | None:
+    kernel, side = round(windows.shape[0] ** 0.5), round(inputs**0.5)
+    places = round(windows.shape[1] ** 0.5)
+    if kernel**2 != windows.shape[0] or side**2 != inputs or places**2 != windows.shape[1] or (windows < 0).any():
+        return None
+    stride = int(windows[0, 1] - windows[0, 0]) if places > 1 else 1
+    return kernel, stride, side

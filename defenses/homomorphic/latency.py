@@ -1,0 +1,135 @@
+"""One query at a time: matrix products by diagonals, with few rotations and fewer keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from defenses.homomorphic.levels import Levels
+from defenses.homomorphic.packing import Packed, Values
+from defenses.homomorphic.program import Program, composed
+from secure_ml.errors import UsageError
+
+ZERO = 0.5
+"""Diagonals all of whose encoded weights are below this are left out: SEAL refuses a product with 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A packed map with its plaintexts at the level where they are used."""
+
+    step: Packed
+    diagonals: dict[int, Any]
+    bias: Any
+
+
+class Latency:
+    """An affine map costs one level and about two square roots of its diagonals in rotations.
+
+    Baby steps rotate the ciphertext before them once more; sums of giant steps are rotated and added as in Horner's
+    rule: both need one key. Rescaling comes once a map, before the folds, which are then cheaper, or behind them, where
+    the precision asks for it.
+    """
+
+    def __init__(self, program: Program, blobs: Sequence[bytes]) -> None:
+        if len(blobs) != 1 + bool(program.contract.steps):
+            raise UsageError("keys for another engine were given: make them from this program's contract")
+        self.program, self.contract = program, program.contract
+        self.levels = Levels(self.contract.parameters, blobs[0])
+        self.galois = None
+        if self.contract.steps:
+            self.galois = self.levels.files.into(self.levels.seal.GaloisKeys(), blobs[1], self.levels.context)
+        self.maps = self._encode()
+
+    def run(self, blobs: Sequence[bytes]) -> list[bytes]:
+        """One ciphertext for each query, one for each answer."""
+        return [self.levels.files.to_bytes(self.compute(self.levels.read(blob))) for blob in blobs]
+
+    def compute(self, ciphertext: Any) -> Any:
+        """The answer to one query."""
+        for index, encoded in enumerate(self.maps):
+            if index:
+                ciphertext = self.levels.square(ciphertext)
+            ciphertext = self._product(encoded, ciphertext)
+        return ciphertext
+
+    def _encode(self) -> list[Encoded]:
+        levels, slots, found = self.levels, self.contract.parameters.slots, []
+        scale, level = levels.parameters.scale, 0
+        for index, step in enumerate(self.program.packed[1]):
+            if index:
+                scale, level = levels.parameters.scale**2 / levels.prime(level), level + 1
+            factor, diagonals = levels.factor(level, scale), {}
+            for k in step.diagonals:
+                weights = step.weights(k, slots)
+                if abs(weights).max() * factor >= ZERO or k == step.diagonals[0]:
+                    turned = np.roll(_kept(weights, factor), k - k % step.baby)
+                    diagonals[k] = levels.encoded(turned.tolist(), level, factor)
+            level += 1
+            bias = levels.encoded(step.biases(slots).tolist(), level, levels.parameters.scale)
+            found.append(Encoded(step, diagonals, bias))
+        return found
+
+    def _product(self, encoded: Encoded, ciphertext: Any) -> Any:
+        step, evaluator = encoded.step, self.levels.evaluator
+        turned = self._babies(step, ciphertext)
+        total = None
+        for high, low in pairwise([*reversed(step.giants), None]):
+            inner = self._inner(encoded, turned, high or 0)
+            if total is None:
+                total = inner
+            elif inner is not None:
+                evaluator.add_inplace(total, inner)
+            if total is not None and low is not None:
+                self._rotate(total, (high or 0) - low)
+        if not self.program.early:
+            self.levels.rescale(total)
+        other = self.levels.seal.Ciphertext()
+        for fold in step.folds:
+            self._rotate_into(total, fold, other)
+            evaluator.add_inplace(total, other)
+        if self.program.early:
+            self.levels.rescale(total)
+        evaluator.add_plain_inplace(total, encoded.bias)
+        return total
+
+    def _babies(self, step: Packed, ciphertext: Any) -> dict[int, Any]:
+        """The rotations of the input, each made from the one before it."""
+        turned = {0: ciphertext}
+        for last, this in pairwise(step.babies):
+            turned[this] = self.levels.seal.Ciphertext()
+            self._rotate_into(turned[last], this - last, turned[this])
+        return turned
+
+    def _inner(self, encoded: Encoded, turned: dict[int, Any], giant: int) -> Any:
+        """The sum of one giant step's products; None where all are 0."""
+        total = None
+        for baby, ciphertext in turned.items():
+            if (plain := encoded.diagonals.get(giant + baby)) is None:
+                continue
+            product = self.levels.seal.Ciphertext()
+            self.levels.evaluator.multiply_plain(ciphertext, plain, product)
+            if total is None:
+                total = product
+            else:
+                self.levels.evaluator.add_inplace(total, product)
+        return total
+
+    def _rotate(self, ciphertext: Any, step: int) -> None:
+        for part in composed(step, self.contract.steps):
+            self.levels.evaluator.rotate_vector_inplace(ciphertext, part, self.galois)
+
+    def _rotate_into(self, ciphertext: Any, step: int, result: Any) -> None:
+        first, *others = composed(step, self.contract.steps)
+        self.levels.evaluator.rotate_vector(ciphertext, first, self.galois, result)
+        for part in others:
+            self.levels.evaluator.rotate_vector_inplace(result, part, self.galois)
+
+
+def _kept(weights: Values, factor: float) -> Values:
+    """Weights that do not all vanish in encoding."""
+    return weights if abs(weights).max() * factor >= ZERO else np.full_like(weights, 1 / factor)
