@@ -18,6 +18,7 @@ from benchmarks.exact_extraction import digits, doubled, stolen, worst_answer
 from defenses import Rounding
 from secure_ml.access import BlackBox
 from secure_ml.alignment import worst_weight
+from secure_ml.families.extraction import WORST
 from secure_ml.projection import EXACT, MISSED, WIDTH, Projection
 from secure_ml.randomness import seeded
 from secure_ml.victim import Plain
@@ -170,12 +171,17 @@ def test_questions_are_paid_for_once_and_end_with_the_budget() -> None:
 
 def test_stages_are_prefixes_of_one_search() -> None:
     target = victim(doubled(digits(6)))
+    with torch.no_grad():
+        target.module[1].bias -= target.module[1].weight.sum(1) / 2
     attack = ReluExtraction(queries=6000, budgets=(300, 1000))
     rows = attack.evaluate(target, threat=None, seed=0, examples=50).rows
     apart = [row for row in rows if row.measure.startswith("copy's divergence")]
     assert [row.queries for row in apart][:2] == [300, 1000]
     assert apart[-1].value is not None
     assert abs(apart[-1].value) < 1e-9 < (apart[0].value or 0.0)
+    worst = [row.value or 0.0 for row in rows if row.measure.startswith(WORST)]
+    assert len(worst) == 6
+    assert max(worst[-2:]) < 1e-6 < 1e-3 < min(worst[:2]), "both numbers must tell a rough copy from an exact one"
 
 
 # -- alignment --------------------------------------------------------------------------------------------------------

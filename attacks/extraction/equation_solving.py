@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class EquationSolving(Extraction):
     probabilities the weights are known up to what all classes share; the copy's sum to 0 over the classes.
     """
 
+    exact: ClassVar[bool] = True
     queries: int = 10_000
     """The budget; no more than ``rounds`` times d + 1 of them are asked."""
     budgets: tuple[int, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class ReluExtraction(Extraction):
     go: to 1e-9 and better on answers of 64 bits, roughly on 32, not at all on rounded ones.
     """
 
+    exact: ClassVar[bool] = True
     queries: int = 50_000
     """The budget; it stops when all units are found."""
     budgets: tuple[int, ...] = ()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from secure_ml.access import BlackBox, WhiteBox
+from secure_ml.alignment import worst_weight
 from secure_ml.attack import Attack, Result
 from secure_ml.batch import Batch, leaves
 from secure_ml.climb import climb, divergence
@@ -34,6 +37,8 @@ class Extraction(Attack):
     family: ClassVar[str] = "extraction"
     reveal: Reveal
     """How much of each answer the adversary sees."""
+    exact: ClassVar[bool] = False
+    """Whether a copy is to be the victim itself: then its worst answer and its worst weight are told as well."""
     queries: int
     """The budget; asking for more raises `BudgetExceeded`."""
     budgets: tuple[int, ...] = ()
@@ -79,6 +84,7 @@ class Extraction(Attack):
                     found = copy.judge(victim, self.reveal)
                 else:
                     found = judge(victim, copy, test, truth, threat, seed)
+                    found += worst(victim, copy, test, truth, self.reveal) if self.exact else []
             rows += [
                 make_row(
                     victim,
@@ -149,6 +155,22 @@ def judge(
     return [*found, *([("transfer", moved, "share")] if moved else [])]
 
 
+def worst(
+    victim: Victim, copy: nn.Module, test: Batch, truth: Tensor, reveal: Reveal
+) -> list[tuple[str, Estimate, str]]:
+    """The largest difference of any answer to what is served, and of any weight, up to the order and scale of units.
+
+    What all classes share is left out where only probabilities are revealed; no weights where a defense changed layers.
+    """
+    shift = reveal != "logits" and not isinstance(victim.task.output, Values)
+    apart = Plain(copy, victim.task.chunk)(test.inputs).double() - truth.double()
+    apart = apart - apart.mean(-1, keepdim=True) if shift and apart.ndim > 1 else apart
+    found = [(WORST[0], float(apart.abs().max()))]
+    with suppress(UsageError):
+        found.append((WORST[1], worst_weight(copy, victim.module, shift)))
+    return [(name, Estimate(value, math.nan, math.nan, 1, "computed"), "") for name, value in found]
+
+
 def transfer(
     victim: Victim, copy: nn.Module, test: Batch, truth: Tensor, threat: Threat | None, seed: int
 ) -> Estimate | None:
@@ -209,6 +231,8 @@ AT = " at "
 """Between what was measured and the number of queries, in the name of a measurement."""
 DISTANCES = ("copy's divergence", "copy's squared distance")
 """How a copy's answers are apart from the victim's: Kullback-Leibler, from the victim's; of values, squared."""
+WORST = ("copy's worst answer", "copy's worst weight")
+"""How far a copy that is to be the victim itself is from it anywhere: over the test examples, over the weights."""
 KEPT, MOVED = "answers kept", "answers moved (L1)"
 """What the defenses that serve leave of the module's answers to honest questions."""
 TRANSFERRED = 200
