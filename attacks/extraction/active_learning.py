@@ -16,6 +16,7 @@ from secure_ml.batch import Batch
 from secure_ml.errors import NotApplicable, require, unknown
 from secure_ml.imitation import Imitation, Net
 from secure_ml.outputs import Reveal, Values
+from secure_ml.surfaces import Box
 from secure_ml.task import Task
 from secure_ml.threats import L2
 from secure_ml.victim import Plain
@@ -74,6 +75,8 @@ class ActiveLearning(Learned):
         if self.strategy.startswith("deepfool"):
             from attacks.evasion.deepfool import DeepFool
 
+            if not any(isinstance(surface, Box) for surface in task.surfaces):
+                raise NotApplicable(f"DeepFool moves real numbers; {task.name} takes none: use strategy='k_center'")
             DeepFool().check(task, L2(1.0))
 
     def steal(self, access: BlackBox, pool: Batch, train: Imitation, rng: torch.Generator) -> Iterator[nn.Module]:

@@ -113,7 +113,9 @@ class DataFree(Learned):
         start = surrogate.build if module is None else lambda: deepcopy(module)
         recipe = replace(surrogate.recipe, batch_size=self.batch, schedule="constant")
         surrogate = replace(surrogate, build=start, renew=renew, recipe=recipe)
-        return fit(surrogate, seed=train.seed, device=train.victim.device).module
+        trained = fit(surrogate, seed=train.seed, device=train.victim.device).module
+        ask(budget - len(asked))  # what was left of the last turn
+        return trained
 
     @classmethod
     def tiny(cls) -> DataFree:

@@ -30,8 +30,8 @@ class JacobianAugmentation(Learned):
     trained, and so on until the ``queries`` are spent. For an adversary who has hardly any inputs. Raises `UsageError`
     for settings out of range, `NotApplicable` unless answers are classes and some input is real numbers.
 
-    Differs from the paper: the last generations are thinned by the budget, at random, and not by a reservoir; copies
-    have the victim's recipe.
+    Differs from the paper: the first steps lead away from the answered class, towards a boundary, and later ones back;
+    the last generations are thinned by the budget, at random, and not by a reservoir; copies have the victim's recipe.
     """
 
     outputs: ClassVar[tuple[type[Output], ...]] = (Classes,)
@@ -83,7 +83,7 @@ class JacobianAugmentation(Learned):
                 new = first.take(slice(len(asked), budget)).inputs
                 if copy is not None and len(asked) >= len(first):
                     parents = asked.data.take(shuffled(len(asked), budget - len(asked), rng))
-                    sign = (-1) ** (generation // self.period)
+                    sign = -((-1) ** (generation // self.period))
                     new = self.moved(WhiteBox(train.task, copy), parents, sign, rng)
                     generation += 1
                 asked.ask(new)
