@@ -46,14 +46,14 @@ EVASIONS, EXTRACTIONS, MEMBERSHIPS, POISONINGS, RECONSTRUCTIONS = (
     for family in (Evasion, Extraction, Membership, Poisoning, Reconstruction)
 )
 AUDITS = [(a.tiny(), t) for a, t in PAIRS if issubclass(a, Audit)]
-GUARDS = [(d.tiny(), t) for d, t in product(DEFENSES.values(), TASKS) if applies(d.tiny(), tiny_task(t))]
+MEANT = [(d, t) for d, t in product(DEFENSES.values(), TASKS) if applies(d.tiny(), tiny_task(t))]
+GUARDS = [(d.tiny(), t) for d, t in MEANT]
 SMALL = [(d, t) for d, t in GUARDS if not (type(d).__name__ == "Homomorphic" and "mnist" in t)]
 NEUTRAL = [(type(d), t) for d, t in GUARDS if type(d).neutral() is not None]
 STACKS = [
     (first, second, name)
     for name in ("digits_mlp", "linear_regression", "text_embedding")
-    for first, second in product(DEFENSES.values(), DEFENSES.values())
-    if all(applies(d.tiny(), tiny_task(name)) for d in (first, second))
+    for first, second in product([d for d, t in MEANT if t == name], repeat=2)
 ]
 
 
