@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 import tempfile
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,28 +40,33 @@ def tenseal() -> Any:
 
 
 class Files:
-    """Objects of SEAL to bytes and back; the bindings read and write files only, so one is used again and again."""
+    """Objects of SEAL to bytes and back; the bindings read and write files only, so one is used again and again.
+
+    One at a time: two threads that shared the file would swap their ciphertexts in silence.
+    """
 
     def __init__(self) -> None:
         folder = MEMORY if MEMORY.is_dir() else None
         kept = tempfile.mkdtemp(prefix="secure-ml-", dir=folder)
         weakref.finalize(self, shutil.rmtree, kept, ignore_errors=True)
-        self.path = Path(kept) / "object"
+        self.path, self._lock = Path(kept) / "object", threading.Lock()
 
     def to_bytes(self, item: Any) -> bytes:
         """The object as SEAL saves it."""
-        item.save(str(self.path))
-        return self.path.read_bytes()
+        with self._lock:
+            item.save(str(self.path))
+            return self.path.read_bytes()
 
     def into(self, item: Any, blob: bytes, *context: Any) -> Any:
         """The object, filled from bytes and checked by SEAL against its context; `UsageError` if it does not fit."""
-        self.path.write_bytes(blob)
-        try:
-            item.load(*context, str(self.path))
-        except (RuntimeError, ValueError, IndexError) as error:
-            kind = type(item).__name__
-            raise UsageError(f"{len(blob):,} bytes are no {kind} of these parameters: {error}") from None
-        return item
+        with self._lock:
+            self.path.write_bytes(blob)
+            try:
+                item.load(*context, str(self.path))
+            except (RuntimeError, ValueError, IndexError) as error:
+                kind = type(item).__name__
+                raise UsageError(f"{len(blob):,} bytes are no {kind} of these parameters: {error}") from None
+            return item
 
 
 def frame(kind: str, about: dict[str, Any], blobs: Sequence[bytes]) -> bytes:
