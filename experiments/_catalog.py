@@ -96,6 +96,12 @@ def threat_of(text: str) -> Threat:
     return threat
 
 
+def task_of(text: str) -> Task:
+    """The task of an expression, in its own defaults: ``digits_cnn``, ``digits_cnn(width=8)``."""
+    name, settings = _call(_parse(text), text)
+    return task(name, **settings)
+
+
 def method_of(text: str) -> object:
     """The attack or defense, in its own defaults, of an expression; for a field that holds one."""
     return _value(_parse(text), text)
