@@ -24,9 +24,10 @@ import torch
 from attacks import ArtExtraction, Knockoff
 from benchmarks.record import RESULTS, hardware
 from experiments._catalog import Catalog, set_data_directory
+from experiments._fidelity import at
 from secure_ml.attack import Result
 from secure_ml.cells import Cell, Store, run_cells
-from secure_ml.families.extraction import Extraction
+from secure_ml.families.extraction import AT, Extraction
 from secure_ml.rows import Row, package_version, pool_rows
 from secure_ml.victim import writable
 
@@ -126,10 +127,10 @@ def main() -> int:
 def _rows(line: Line, results: Sequence[Result]) -> list[dict[str, Any]]:
     """A row for each budget, with means over victims."""
     pooled = [pool_rows(same) for same in zip(*(result.rows for result in results), strict=True)]
-    budgets = dict.fromkeys(row.queries // len(results) for row in pooled)
+    along = [row for row in pooled if AT in row.measure]
     made = []
-    for budget in budgets:
-        same = {row.measure.split(" at ")[0]: row for row in pooled if row.queries // len(results) == budget}
+    for budget in dict.fromkeys(map(at, along)):
+        same = {row.measure.split(AT)[0]: row for row in along if at(row) == budget}
         bar = line.bars.get(budget)
         made.append(
             {

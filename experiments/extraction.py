@@ -29,9 +29,10 @@ DEFENSES = (
     "label_only",
     "noisy_answers",
     "reverse_sigmoid",
+    "prediction_poisoning(budget=1.0)",
     "dp_sgd(epsilon=3.0)",
 )
-ATTACKS = ("knockoff", "knockoff(reveal='label')")
+ATTACKS = ("knockoff", "knockoff(reveal='label')", "recovery")
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Extract:
     """Stacks of defenses: none, rounding(decimals=1), top_k+noisy_answers."""
     attack: tuple[str, ...] = ATTACKS
     """Extraction attacks: knockoff, knockoff(reveal='label'), semi_supervised."""
-    queries: tuple[int, ...] = (50, 100, 200, 300)
+    queries: tuple[int, ...] = (50, 100, 300)
     """Budgets at which each copy is judged."""
     price: float = 1.0
     """Dollars for 1,000 answers."""
-    seeds: int = 2
+    seeds: int = 1
     """Independent victims of each stack, each with its own split of the data and copies of its own."""
     seed: int = 0
     """The first seed."""
