@@ -1,6 +1,8 @@
 """Encrypted answers against the plaintext twin, for every engine, and what must be refused."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -62,8 +64,13 @@ def encrypted(module: nn.Module, inputs: torch.Tensor, engine: Engine = "through
     return Encrypted(compile_module(module, inputs[:1], calibration=inputs, engine=engine, **settings))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", VECTORS)
+def for_engines(names: Iterable[str]) -> list[tuple[str, Engine]]:
+    """All names for the fast engines, two for the reference, whose keys take seconds."""
+    names = list(names)
+    return [*product(names, ("latency", "throughput")), *((name, "reference") for name in names[:3:2])]
+
+
+@pytest.mark.parametrize(("name", "engine"), for_engines(VECTORS))
 def test_encrypted_answers_equal_the_twin(name: str, engine: Engine) -> None:
     module = VECTORS[name]
     rows = torch.rand(5, 6, generator=RNG)
@@ -73,12 +80,11 @@ def test_encrypted_answers_equal_the_twin(name: str, engine: Engine) -> None:
     answers = served(rows)
     assert answers.shape == twin.shape
     assert (answers - twin).abs().max() < 1e-4
-    assert served.largest_error <= 16 * served.program.expected_error
+    assert served.largest_error <= 2 * served.program.expected_error
     assert served.usage() == {"queries served": 5, "queries encrypted": 5}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(("name", "engine"), for_engines(IMAGES))
 def test_images(name: str, engine: Engine) -> None:
     module, images = IMAGES[name], torch.rand(2, 1, 8, 8, generator=RNG)
     with torch.no_grad():
@@ -146,12 +152,15 @@ def test_a_convolution_is_a_few_diagonals() -> None:
 
 @pytest.mark.parametrize("prime", [1009, (1 << 30) - 35, (1 << 44) - 17, (1 << 60) - 93])
 @pytest.mark.parametrize("bits", [3, 30, 55])
-def test_residue_products_are_exact(prime: int, bits: int) -> None:
-    """Against Python's integers, at both ends of the range."""
+@pytest.mark.parametrize("terms", [1, 200])
+def test_residue_products_are_exact(prime: int, bits: int, terms: int) -> None:
+    """Against Python's integers, at both ends of the range, of full matrices and of those with few numbers in a row."""
     rng = np.random.default_rng(0)
-    weights = rng.integers(-(2**bits), 2**bits, size=(3, 200), endpoint=True)
-    residues = rng.integers(0, prime, size=(200, 5))
+    weights = rng.integers(-(2**bits), 2**bits, size=(3, terms), endpoint=True)
+    residues = rng.integers(0, prime, size=(terms, 5))
     weights[0], residues[:, 0], residues[:, 1] = 2**bits, prime - 1, prime // 2
+    if terms > 1:
+        weights = np.concatenate([weights, np.eye(terms, dtype=np.int64) * 2**bits])
     expected = (weights.astype(object) @ residues.astype(object)) % prime
     result = modular_product(torch.from_numpy(weights), torch.from_numpy(residues), prime)
     assert result.tolist() == expected.tolist()
@@ -364,7 +373,6 @@ def test_claims_of_training_and_serving_stand_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("engine", ["latency", "throughput"])
-@pytest.mark.skip(reason="to do")
 def test_trained_with_learned_quadratics_within_their_span(engine: Engine) -> None:
     task = tiny_task("digits_mlp")
     free, held = (
@@ -372,8 +380,8 @@ def test_trained_with_learned_quadratics_within_their_span(engine: Engine) -> No
             task,
             [
                 Homomorphic(
-                    span=1.0,
-                    learning_rate_factor=0.1,
+                    span=0.5,
+                    learning_rate_factor=0.05,
                     activation="learned",
                     range_penalty=p,
                     engine=engine,
@@ -393,7 +401,7 @@ def test_trained_with_learned_quadratics_within_their_span(engine: Engine) -> No
             victim.module(inputs)
         for hook in hooks:
             hook.remove()
-        return float((torch.cat([s.flatten() for s in seen]).abs() - 0.25).relu().square().mean())
+        return float((torch.cat([s.flatten() for s in seen]).abs() - 0.5).relu().square().mean())
 
     assert outside(held) < outside(free) / 2
     assert not held.claims

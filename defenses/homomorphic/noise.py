@@ -1,54 +1,90 @@
-"""How far an encrypted answer is from the circuit's own, before any key is made."""
+"""How far an encrypted answer is from the circuit's own, before any key is made.
+
+Variances are carried through maps and squares with the values that calibration inputs take: of an encryption with the
+secret key, of each rescaling's rounding, of each key switch's digits and rounding. Errors are taken as independent
+(the central-limit analysis of https://eprint.iacr.org/2022/162).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from defenses.homomorphic.circuit import Circuit
-from defenses.homomorphic.packing import Packed
+from defenses.homomorphic.packing import Layout, Packed, Values
 from defenses.homomorphic.parameters import Parameters
 
 SPREAD = 3.2
 """Standard deviation of the error that SEAL samples for each coefficient."""
+USUAL = 0.9
+"""Share of the calibration inputs, corners among them, whose noise is no larger than what is expected."""
 TAIL = 6.0
 """Standard deviations that the largest error of many answers is taken to reach."""
 
 
-def predicted_error(
-    circuit: Circuit, rows: Tensor, parameters: Parameters, packed: Sequence[Packed] | None = None, early: bool = False
-) -> float:
-    """The largest error to be expected of answers to inputs like ``rows (B, in)``.
-
-    Variances are carried through maps and squares with the values that calibration inputs take: of an encryption with
-    the secret key, each rescaling's rounding, each key switch's digits and rounding. Errors are taken as independent
-    (the central-limit analysis of https://eprint.iacr.org/2022/162). The first of the folds behind a packed map is
-    summed as often as there are terms; before rescaling (``early``) that is drowned by the scale.
-    """
-    degree, scale = parameters.degree, parameters.scale
-    rounding = (degree / 6 / scale) ** 2
-    noise = circuit.maps[0].bias.new_full((circuit.maps[0].matrix.shape[1],), SPREAD**2 * degree / 2 / scale**2)
+def predicted_error(circuit: Circuit, rows: Tensor, parameters: Parameters) -> float:
+    """The largest error to be expected of answers to inputs like ``rows (B, in)``, where nothing is rotated."""
+    rows, rounding = rows.double(), _rounding(parameters)
+    noise = torch.full_like(rows, _fresh(parameters))
     layers = circuit.layers(rows)
     for index, (step, values) in enumerate(zip(circuit.maps, layers, strict=True)):
-        left = parameters.depth + 1 - 2 * index
-        if packed is not None:
-            noise = noise + (len(packed[index].babies) - 1) * _switch(parameters, left)
-        noise = step.matrix.square() @ noise + rounding
-        if packed is not None and packed[index].folds and not early:
-            noise = noise + 2 ** len(packed[index].folds) * _switch(parameters, left - 1)
+        noise = noise @ step.matrix.square().T + rounding
         if index < len(layers) - 1:
-            noise = 4 * values.square().mean(0) * noise + rounding + _switch(parameters, left - 1, scale)
-    return TAIL * sqrt(float(noise.max()))
+            switch = float(_switch(parameters, parameters.depth - 2 * index).max()) / parameters.scale**2
+            noise = 4 * values.square() * noise + rounding + switch
+    return TAIL * sqrt(float(noise.max(1).values.quantile(USUAL)))
 
 
-def _switch(parameters: Parameters, primes: int, times: float = 1.0) -> float:
-    """The variance that a key switch adds to a value, at so many primes: its digits, and the rounding in the end.
+def packed_noise(
+    steps: Sequence[Packed], layout: Layout, rows: Values, parameters: Parameters, early: bool
+) -> tuple[Values, Values]:
+    """The variance in each slot of an answer to inputs like ``rows (B, in)``, and the largest value there.
 
-    ``times`` the scale larger is what is switched before it is rescaled.
+    The first of the folds behind a map is summed as often as there are terms; before rescaling (``early``) that is
+    drowned by the scale. What stands beside the values that are meant is carried along.
     """
-    degree, scale = parameters.degree, parameters.scale * times
+    slots, rounding = parameters.slots, _rounding(parameters)
+    values = [np.tile(layout.spread(row), slots // layout.period) for row in rows]
+    noise = np.full(slots, _fresh(parameters))
+    for index, step in enumerate(steps):
+        left = parameters.depth + 1 - 2 * index
+        if index:
+            drowned = _switch(parameters, left + 1) / parameters.scale**2
+            noise = 4 * np.mean(np.square(values), 0) * noise + rounding + drowned
+            values = [value**2 for value in values]
+        turned, at = [noise], 0
+        for this in step.babies[1:]:
+            turned.append(np.roll(turned[-1], at - this) + _switch(parameters, left))
+            at = this
+        noise = step.spread(dict(zip(step.babies, turned, strict=True)), slots) + rounding
+        for fold in step.folds:
+            noise = noise + np.roll(noise, -fold) + (0.0 if early else _switch(parameters, left - 1))
+        values = [step.run(value) for value in values]
+    return noise, np.max(np.abs(values), 0)
+
+
+def _rounding(parameters: Parameters) -> float:
+    return (parameters.degree / 6 / parameters.scale) ** 2
+
+
+def _fresh(parameters: Parameters) -> float:
+    return SPREAD**2 * parameters.degree / 2 / parameters.scale**2
+
+
+def _switch(parameters: Parameters, primes: int) -> Values:
+    """The variance ``(slots,)`` that a key switch adds at so many primes: its digits, and the rounding in the end.
+
+    SEAL's digits are not around 0: their mean is a polynomial of equal coefficients, which is large at the roots
+    near 1, and those slots get most of the noise.
+    """
+    degree = parameters.degree
     digits = [*[parameters.scale_bits] * (primes - 1), parameters.first]
     summed = sum(4.0 ** (bits - parameters.special) for bits in digits)
-    return (degree**2 * SPREAD**2 / 6 * summed + (degree / 6) ** 2) / scale**2
+    powers = np.array([pow(3, j, 2 * degree) for j in range(parameters.slots)])
+    mean = 4 / (2 - 2 * np.cos(np.pi * powers / degree))
+    found: Values = SPREAD**2 * degree * summed * (degree / 24 + mean / 8) + (degree / 6) ** 2
+    return found / parameters.scale**2

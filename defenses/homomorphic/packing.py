@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +28,11 @@ class Layout:
     def period(self) -> int:
         """Slots after which the values come again, a power of two."""
         return len(self.index)
+
+    def spread(self, row: Values) -> Values:
+        """Values ``(n,)`` in the slots of a period."""
+        found: Values = np.where(self.index >= 0, row[np.maximum(self.index, 0)], 0.0)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +124,14 @@ class Packed:
         for step in self.folds:
             total += np.roll(total, -step)
         return total + self.biases(slots)
+
+    def spread(self, noise: Mapping[int, Values], slots: int) -> Values:
+        """The variances ``(slots,)`` of the sums of products, before folds, given those of each baby step."""
+        total = np.zeros(slots)
+        for k in self.diagonals:
+            baby = k % self.baby
+            total += np.roll(noise[baby], baby - k) * self.weights(k, slots) ** 2
+        return total
 
     def cost(self, primes: int) -> float:
         """Time, in units of a key switch at one prime, with so many primes left before it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from itertools import product
 
 import torch
@@ -12,8 +11,14 @@ EXACT = 53
 """Bits of an integer that float64 holds."""
 LEAST = 64
 """Terms that are summed before reduction, at least: fewer would be slower than more limbs."""
+GATHER = 4
+"""Rows whose products take as long as gathering the terms of a block."""
 COLUMNS = 2048
 """Columns that are split at a time, so that they stay in a processor's cache."""
+
+
+Block = tuple[Tensor, Tensor]
+"""Rows of a matrix, and the columns in which they are not 0."""
 
 
 def modular_product(weights: Tensor, residues: Tensor, prime: int) -> Tensor:
@@ -21,33 +26,60 @@ def modular_product(weights: Tensor, residues: Tensor, prime: int) -> Tensor:
 
     Weights are signed and below 2^62, residues in ``[0, prime)``, the prime below 2^60. Both are cut into limbs
     around 0 that are so short that every float64 sum is exact; the limbs' products are reduced and shifted together.
+    Rows that are 0 in the same places, as those of a convolution at one place are, are multiplied by the others only.
     On any device that multiplies float64 matrices.
     """
     largest = int(weights.abs().max()) if weights.numel() else 0
-    widths = _widths(prime.bit_length() - 1, largest.bit_length(), weights.shape[1])
+    groups = blocks(weights)
+    widths = _widths(prime.bit_length() - 1, largest.bit_length(), max(len(columns) for _, columns in groups))
     pieces = limbs(weights, widths[1], _count(largest.bit_length(), widths[1]))
     found = [
-        _columns(pieces, _centred(part.to(weights.device), prime), widths, prime)
+        _columns(pieces, groups, _centred(part.to(weights.device), prime), widths, prime)
         for part in residues.split(COLUMNS, dim=1)
     ]
     return torch.cat(found, 1)
 
 
-def _columns(pieces: list[Tensor], residues: Tensor, widths: tuple[int, int, int], prime: int) -> Tensor:
+def blocks(weights: Tensor) -> list[Block]:
+    """The rows of each pattern of zeros with the columns that are left; one block where that would not save much."""
+    patterns, inverse = torch.unique(weights != 0, dim=0, return_inverse=True)
+    found = [(torch.nonzero(inverse == i).flatten(), torch.nonzero(p).flatten()) for i, p in enumerate(patterns)]
+    work = sum((len(rows) + GATHER) * len(columns) for rows, columns in found)
+    if 2 * work > (len(weights) + GATHER) * weights.shape[1]:
+        everything = torch.arange(max(weights.shape), device=weights.device)
+        return [(everything[: len(weights)], everything[: weights.shape[1]])]
+    return found
+
+
+def _columns(
+    pieces: list[Tensor], groups: list[Block], residues: Tensor, widths: tuple[int, int, int], prime: int
+) -> Tensor:
     wide, short, chunk = widths
     parts = limbs(residues, wide, _count(prime.bit_length() - 1, wide))
-    sums: dict[int, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.int64, device=residues.device))
+    sums: dict[int, Tensor] = {}
     for (i, part), (j, piece) in product(enumerate(parts), enumerate(pieces)):
-        for terms in range(0, residues.shape[0], chunk):
-            exact = piece[:, terms : terms + chunk] @ part[terms : terms + chunk]
+        for terms in range(0, max(len(columns) for _, columns in groups), chunk):
+            exact = _blockwise(piece, part, groups, slice(terms, terms + chunk)).remainder(prime)
             shift = i * wide + j * short
-            sums[shift] = sums[shift] + exact.long().remainder(prime)
+            sums[shift] = sums[shift] + exact if shift in sums else exact
     total = torch.zeros((), dtype=torch.int64, device=residues.device)
     last = 0
     for shift in sorted(sums, reverse=True):
         total = (_shifted(total, last - shift, prime) if last else total) + sums[shift].remainder(prime)
         last = shift
     return _shifted(total.remainder(prime), last, prime)
+
+
+def _blockwise(piece: Tensor, part: Tensor, groups: list[Block], terms: slice) -> Tensor:
+    """The exact products of some of the terms of each block, as integers."""
+    if len(groups) == 1:
+        return (piece[:, terms] @ part[terms]).long()
+    out = torch.zeros(len(piece), part.shape[1], dtype=torch.int64, device=part.device)
+    for rows, columns in groups:
+        some = columns[terms]
+        if len(some):
+            out[rows] = (piece[rows][:, some] @ part[some]).long()
+    return out
 
 
 def limbs(values: Tensor, width: int, count: int) -> list[Tensor]:
@@ -61,7 +93,7 @@ def limbs(values: Tensor, width: int, count: int) -> list[Tensor]:
 
 
 def _centred(residues: Tensor, prime: int) -> Tensor:
-    return torch.where(residues > prime // 2, residues - prime, residues)
+    return residues - (residues > prime // 2) * prime
 
 
 def _count(bits: int, width: int) -> int:
@@ -74,7 +106,7 @@ def _widths(bits: int, other: int, terms: int) -> tuple[int, int, int]:
     best: tuple[int, int, int, int] | None = None
     for one, two in product(range(1, 8), repeat=2):
         wide, short = -(-(bits + 1) // one), -(-(other + 1) // two)
-        chunk = 1 << max(0, EXACT - wide - short)
+        chunk = int(2.0 ** (EXACT - wide - short))
         if chunk >= min(LEAST, max(terms, 1)) and (best is None or one * two < best[0]):
             best = (one * two, wide, short, chunk)
     assert best is not None

@@ -55,23 +55,23 @@ class Throughput:
         return [self.levels.files.to_bytes(ciphertext) for ciphertext in ciphertexts]
 
     def _residues(self, blobs: Sequence[bytes], level: int) -> tuple[stream.Stream, np.ndarray]:
-        """The residues of ciphertexts, ``(n, 2, primes, degree)``, and a stream to write others by."""
+        """The residues of ciphertexts, ``(primes, n, 2, degree)``, and a stream to write others by."""
         primes = len(self.levels.primes) - level
         shape = (2, primes, self.levels.parameters.degree)
-        found = np.empty((len(blobs), *shape), dtype=np.int64)
+        found = np.empty((primes, len(blobs), 2, self.levels.parameters.degree), dtype=np.int64)
         for i, blob in enumerate(blobs):
             one = stream.read(blob, self.levels.ids[level], shape)
-            found[i] = one.residues
+            found[:, i] = one.residues.transpose(1, 0, 2)
         return one, found
 
     def _by_residues(
         self, step: Affine, like: stream.Stream, residues: np.ndarray, level: int, scale: float
     ) -> list[Any]:
         weights = self._integers(step.matrix, level, scale)
-        n, size, primes, degree = residues.shape
+        primes, n, size, degree = residues.shape
         out = np.empty((len(weights), size, primes, degree), dtype=np.int64)
         for i, prime in enumerate(self.levels.primes[:primes]):
-            columns = torch.from_numpy(np.ascontiguousarray(residues[:, :, i])).reshape(n, -1)
+            columns = torch.from_numpy(residues[i]).reshape(n, -1)
             if not (int(columns.min()) >= 0 and int(columns.max()) < prime):
                 raise UsageError("a ciphertext holds numbers that are no residues: encrypt it under this contract")
             product = modular_product(weights.to(self.device), columns, prime).cpu()
