@@ -60,7 +60,7 @@ PARTS = {
     "mnist": Part(
         task="mnist_cnn",
         options={"activation": "tanh", "examples": 10_000},
-        private={"clip": 0.1, "batch_size": 512, "learning_rate": 0.5, "epochs": 40, "schedule": "constant"},
+        private={"clip": 0.1, "batch_size": 512, "learning_rate": 0.5, "epochs": 10, "schedule": "constant"},
         seeds=2,
         shadows=64,
     ),
