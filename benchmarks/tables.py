@@ -16,7 +16,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks import _privacy_views
+from benchmarks import _extraction_views, _privacy_views
 from benchmarks.record import RESULTS
 from experiments.list import catalogue, not_applicable
 from secure_ml.rows import Row, cell, row_from, table
@@ -200,6 +200,9 @@ VIEWS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "robustness-digits_cnn": _curves,
     "art_attacks": _of_art,
     "evasion_speed": _flat,
+    "exact_extraction": _extraction_views.exact,
+    "extraction": _extraction_views.copies,
+    "extraction-digits_cnn": _extraction_views.curves,
     "evasion_strength": _flat,
     "speech-speakers": _flat,
     "text-baselines": _flat,
