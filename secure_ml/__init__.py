@@ -12,6 +12,7 @@ from secure_ml.families.extraction import Extraction
 from secure_ml.families.membership import Membership
 from secure_ml.families.ownership import Ownership
 from secure_ml.families.poisoning import Poisoning
+from secure_ml.families.protocol import Protocol
 from secure_ml.families.reconstruction import Reconstruction
 from secure_ml.families.scrutiny import Scrutiny
 from secure_ml.outputs import Classes, NextToken, Ranking, Values
@@ -59,6 +60,7 @@ __all__ = [
     "Ownership",
     "Plan",
     "Poisoning",
+    "Protocol",
     "Ranking",
     "Recipe",
     "Reconstruction",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from defenses.homomorphic.audit import Service, audit
 from defenses.homomorphic.circuit import rows_of
 from defenses.homomorphic.client import Client
 from defenses.homomorphic.program import Program
 from defenses.homomorphic.server import Server
+from defenses.homomorphic.transcript import overhear
 from secure_ml.batch import Tree
 from secure_ml.errors import SecureMLError
+from secure_ml.families.protocol import Conversation, Shown, Transcript
+from secure_ml.families.scrutiny import Finding
 from secure_ml.randomness import generator
 from secure_ml.victim import Served
 
@@ -22,7 +26,7 @@ LARGER = 16.0
 """How many times the error that is expected of the noise explains an answer's: beyond, it has wrapped."""
 
 
-class Encrypted(Served):
+class Encrypted(Conversation):
     """A program served on ciphertexts: the first ``encrypt`` queries (all, if None) are really encrypted.
 
     Every decrypted answer is compared with the circuit in the clear, since an overflow would be silent. Later queries
@@ -60,6 +64,10 @@ class Encrypted(Served):
         """Queries so far, and how many of them were encrypted."""
         return {"queries served": self.queries, "queries encrypted": self.encrypted}
 
+    def findings(self, inputs: Tree) -> Iterable[Finding]:
+        """An audit of both ends on these inputs, which are encrypted."""
+        yield from audit(Service(self.program, *self.ends(), inputs))
+
     @property
     def spread(self) -> float:
         """Root mean square of the errors of decrypted answers; the most that noise explains, before there are any."""
@@ -72,6 +80,11 @@ class Encrypted(Served):
             client = Client(self.program.contract)
             self._ends = client, Server.from_bytes(self.program.to_bytes(), client.public_bytes())
         return self._ends
+
+    def overheard(self, inputs: Tree, shown: Shown) -> tuple[Transcript, Tensor]:
+        """What travels for a batch of queries, and the secret key that it must not tell."""
+        assert isinstance(inputs, Tensor)
+        return overhear(*self.ends(), rows_of(inputs), shown)
 
     def _imagined(self, rows: Tensor) -> Tensor:
         answers = self.program.circuit.run(rows)

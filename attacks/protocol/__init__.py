@@ -1,0 +1,1 @@
+"""What travels, and what its client shows, against a key that never does."""
