@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from defenses.homomorphic.contract import Contract
 from defenses.homomorphic.service.limits import Limits, Rates
-from defenses.homomorphic.service.workers import Lost, Pool
+from defenses.homomorphic.service.workers import Pool
 from defenses.homomorphic.wire import LENGTH, MAGIC, unframe
 from secure_ml.errors import SecureMLError, UsageError
 
@@ -52,7 +52,7 @@ class Body:
             if len(start) < len(MAGIC):
                 start = (start + piece)[: len(MAGIC)]
                 if not MAGIC.startswith(start):
-                    await self._drop()
+                    await self.drop()
                     raise Refusal(400, f"bytes that are no message of this protocol were given; expected {kind}")
             yield piece
 
@@ -69,10 +69,11 @@ class Body:
 
     async def _too_large(self, most: int, kind: str) -> Refusal:
         given = max(self.length or 0, self.seen)
-        await self._drop()
+        await self.drop()
         return Refusal(413, f"{given:,} bytes were given; {kind} of this contract has at most {most:,}")
 
-    async def _drop(self) -> None:
+    async def drop(self) -> None:
+        """Read the rest, within bounds, and forget it: who still sends does not hear a refusal."""
         while self.seen < DRAIN and await self._next():
             pass
 
@@ -113,6 +114,7 @@ class Front:
     async def keys(self, body: Body) -> str:
         """Keep a client's public keys; their fingerprint."""
         if self._uploads >= self.limits.uploads:
+            await body.drop()
             raise Refusal(503, f"{self._uploads} clients send keys already: ask again in a second", 1.0)
         self._uploads += 1
         draft = self.spool / f"{uuid4().hex}.draft"
@@ -165,8 +167,6 @@ class Front:
             return await self.pool.ask(keys, query)
         except UsageError as error:
             raise Refusal(400, str(error)) from None
-        except Lost as error:
-            raise Refusal(500, str(error)) from None
         except SecureMLError as error:
             raise Refusal(500, str(error)) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,19 +24,24 @@ MOST = 1 << 30
 class Unanswered(UsageError):  # noqa: N818
     """The server refused, with a status of HTTP and its sentence."""
 
-    def __init__(self, status: int, why: str) -> None:
+    def __init__(self, status: int, why: str, wait: float = 0.0) -> None:
         super().__init__(f"the server refused ({status}): {why}")
-        self.status = status
+        self.status, self.wait = status, wait
 
 
 class Remote:
-    """A server at a URL. It is sent ciphertexts and public keys, and nothing else."""
+    """A server at a URL. It is sent ciphertexts and public keys, and nothing else.
 
-    def __init__(self, url: str, *, trusted: Path | None = None, seconds: float = 120.0) -> None:
+    Told to come back later, it does so, as long as that takes no more than ``patience`` seconds in all.
+    """
+
+    def __init__(
+        self, url: str, *, trusted: Path | None = None, seconds: float = 120.0, patience: float = 60.0
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"{url!r} is no address of a server; expected http://HOST:PORT or https://HOST:PORT")
-        self.url, self._path = url, parts.path.rstrip("/")
+        self.url, self.patience, self._path = url, patience, parts.path.rstrip("/")
         if parts.scheme == "https":
             try:
                 context = ssl.create_default_context(cafile=trusted)
@@ -93,6 +99,16 @@ class Remote:
         self._connection.close()
 
     def _ask(self, method: str, path: str, body: bytes = b"") -> bytes:
+        end = time.monotonic() + self.patience
+        while True:
+            try:
+                return self._asked(method, path, body)
+            except Unanswered as refusal:
+                if not refusal.wait or time.monotonic() + refusal.wait > end:
+                    raise
+                time.sleep(refusal.wait)
+
+    def _asked(self, method: str, path: str, body: bytes) -> bytes:
         self.sent += len(body)
         try:
             reply = self._reply(method, path, body)
@@ -102,7 +118,8 @@ class Remote:
             raise UsageError(f"no server answers at {self.url}: {error or type(error).__name__}") from None
         self.received += len(content)
         if reply.status >= 400:
-            raise Unanswered(reply.status, _sentence(content))
+            later = reply.headers.get("retry-after", "")
+            raise Unanswered(reply.status, _sentence(content), float(later) if later.isdigit() else 0.0)
         return content
 
     def _reply(self, method: str, path: str, body: bytes) -> http.client.HTTPResponse:
