@@ -6,13 +6,13 @@ import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,9 @@ from secure_ml.randomness import seeded
 from secure_ml.stats import Estimate
 from secure_ml.task import Task
 from secure_ml.vault import VARIABLE, Key, seal, unseal
+
+if TYPE_CHECKING:
+    from secure_ml.families.scrutiny import Finding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,10 @@ class Served(ABC):
         """What answering has cost so far, by name, beyond the number of queries."""
         return {}
 
+    def findings(self, inputs: Tree) -> Iterable[Finding]:
+        """What a look at how it answers ``(B, *shape)`` inputs finds, where that can be looked at."""
+        return ()
+
 
 class Wrapped(Served):
     """The answers of another predictor, changed; a client's view of it wraps that client's view of the other."""
@@ -83,6 +90,10 @@ class Wrapped(Served):
     def usage(self) -> Mapping[str, int]:
         """What the inner predictor has used."""
         return self.inner.usage()
+
+    def findings(self, inputs: Tree) -> Iterable[Finding]:
+        """What a look at the inner predictor finds."""
+        return self.inner.findings(inputs)
 
 
 class Plain(Served):

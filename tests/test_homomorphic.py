@@ -185,14 +185,14 @@ def test_quadratic_fits_relu_best() -> None:
 def test_parameters_are_within_both_tables() -> None:
     """Depths 1 to 16 fit; SEAL itself accepts each set, and refuses one beyond its own limit."""
     for depth in range(1, 17):
-        for sets in candidates(depth, 10.0):
+        for sets in candidates(depth, lambda _: 10.0):
             for chosen in sets:
                 assert chosen.secure
                 assert chosen.log_q <= GUIDELINE[chosen.degree] < STANDARD[chosen.degree]
                 assert len(chosen.bits) == depth + 2
                 assert chosen.headroom >= 40.0
     with pytest.raises(sm.NotApplicable, match="depth of 60"):
-        next(candidates(60, 10.0))
+        next(candidates(60, lambda _: 10.0))
 
 
 # -- the service ----------------------------------------------------------------------------------------------------

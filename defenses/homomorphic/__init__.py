@@ -98,7 +98,7 @@ class Homomorphic(Defense):
         """The plan at a lower learning rate; raises `NotApplicable` before training where the program would not fit."""
         circuit = circuit_of(self.adapt(build(plan.task, (), plan.seed)), plan.loader.data.take(slice(0, 1)).inputs)
         depth = circuit.depth + (self.engine == "reference" and circuit.windows is not None)
-        next(candidates(depth, 1.0, self.degree))
+        next(candidates(depth, lambda _: 1.0, self.degree))
         if circuit.products > self.products:
             raise NotApplicable(
                 f"{plan.task.name} needs {circuit.products:,} products of a ciphertext and a weight for each batch, "

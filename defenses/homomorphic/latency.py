@@ -12,6 +12,7 @@ import numpy as np
 from defenses.homomorphic.levels import Levels
 from defenses.homomorphic.packing import Packed, Values
 from defenses.homomorphic.program import Program, composed
+from defenses.homomorphic.wire import unframe
 from secure_ml.errors import UsageError
 
 ZERO = 0.5
@@ -44,6 +45,15 @@ class Latency:
         if self.contract.steps:
             self.galois = self.levels.files.into(self.levels.seal.GaloisKeys(), blobs[1], self.levels.context)
         self.maps = self._encode()
+
+    @property
+    def inside(self) -> Any:
+        """SEAL's context."""
+        return self.levels.context
+
+    def exhaust(self, answer: bytes) -> None:
+        """Go on with an answer beyond the last level, which must raise an error."""
+        self.levels.exhaust(unframe("answer", answer)[1][0])
 
     def run(self, blobs: Sequence[bytes]) -> list[bytes]:
         """One ciphertext for each query, one for each answer."""

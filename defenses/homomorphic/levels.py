@@ -9,6 +9,8 @@ from defenses.homomorphic.parameters import Parameters
 from defenses.homomorphic.wire import Files, sealapi
 from secure_ml.errors import SecureMLError, UsageError
 
+LEVEL = "TC128"
+"""What SEAL checks a parameter set for."""
 EXACT = 1e-9
 """How far a scale may be from the one that was planned: rounding of doubles, and nothing else."""
 
@@ -65,6 +67,11 @@ class Levels:
         if abs(ratio - 1) > EXACT:
             raise SecureMLError(f"a ciphertext's scale is {ratio:.12g} times the planned one: its values are off")
 
+    def exhaust(self, blob: bytes) -> None:
+        """Multiply an answer once more than there are levels for, which must raise an error."""
+        ciphertext = self.files.into(self.seal.Ciphertext(), blob, self.context)
+        self.square(ciphertext)
+
     def square(self, ciphertext: Any) -> Any:
         """The square, at the next level and a scale that the next plaintext makes up for."""
         result = self.seal.Ciphertext()
@@ -80,7 +87,7 @@ def make_context(parameters: Parameters) -> Any:
     chosen = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
     chosen.set_poly_modulus_degree(parameters.degree)
     chosen.set_coeff_modulus(seal.CoeffModulus.Create(parameters.degree, parameters.bits))
-    context = seal.SEALContext(chosen, True, seal.SEC_LEVEL_TYPE.TC128)
+    context = seal.SEALContext(chosen, True, getattr(seal.SEC_LEVEL_TYPE, LEVEL))
     if not context.parameters_set():
         raise UsageError(f"SEAL does not grant 128 bits to {parameters}: use a larger ring or less depth")
     return context

@@ -39,23 +39,20 @@ def predicted_error(circuit: Circuit, rows: Tensor, parameters: Parameters) -> f
     return TAIL * sqrt(float(noise.max(1).values.quantile(USUAL)))
 
 
-def packed_noise(
-    steps: Sequence[Packed], layout: Layout, rows: Values, parameters: Parameters, early: bool
-) -> tuple[Values, Values]:
-    """The variance in each slot of an answer to inputs like ``rows (B, in)``, and the largest value there.
+def packed_noise(steps: Sequence[Packed], layout: Layout, rows: Values, parameters: Parameters, early: bool) -> Values:
+    """The variance in each slot of an answer to inputs like ``rows (B, in)``.
 
     The first of the folds behind a map is summed as often as there are terms; before rescaling (``early``) that is
     drowned by the scale. What stands beside the values that are meant is carried along.
     """
     slots, rounding = parameters.slots, _rounding(parameters)
-    values = [np.tile(layout.spread(row), slots // layout.period) for row in rows]
     noise = np.full(slots, _fresh(parameters))
+    values = packed_values(steps, layout, rows, slots)
     for index, step in enumerate(steps):
         left = parameters.depth + 1 - 2 * index
         if index:
             drowned = _switch(parameters, left + 1) / parameters.scale**2
-            noise = 4 * np.mean(np.square(values), 0) * noise + rounding + drowned
-            values = [value**2 for value in values]
+            noise = 4 * np.square(values[index - 1]).mean(0) * noise + rounding + drowned
         turned, at = [noise], 0
         for this in step.babies[1:]:
             turned.append(np.roll(turned[-1], at - this) + _switch(parameters, left))
@@ -63,8 +60,16 @@ def packed_noise(
         noise = step.spread(dict(zip(step.babies, turned, strict=True)), slots) + rounding
         for fold in step.folds:
             noise = noise + np.roll(noise, -fold) + (0.0 if early else _switch(parameters, left - 1))
-        values = [step.run(value) for value in values]
-    return noise, np.max(np.abs(values), 0)
+    return noise
+
+
+def packed_values(steps: Sequence[Packed], layout: Layout, rows: Values, slots: int) -> list[Values]:
+    """What stands in each slot behind each map, ``(B, slots)``, what is not meant included."""
+    values, found = [np.tile(layout.spread(row), slots // layout.period) for row in rows], []
+    for index, step in enumerate(steps):
+        values = [step.run(value**2 if index else value) for value in values]
+        found.append(np.stack(values))
+    return found
 
 
 def _rounding(parameters: Parameters) -> float:

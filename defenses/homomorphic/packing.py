@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +140,7 @@ class Packed:
         return switches + folds + len(self.diagonals) * MULTIPLY * primes
 
 
+@lru_cache(maxsize=4)
 def pack(circuit: Circuit, slots: int) -> tuple[Layout, tuple[Packed, ...]]:
     """The layout of the inputs and the packed maps that take the least time.
 

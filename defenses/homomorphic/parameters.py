@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil, log2
 
@@ -68,17 +68,17 @@ class Parameters:
         return f"N={self.degree}, log2 Q={self.log_q} {sizes}, scale 2^{self.scale_bits}, 128 bits"
 
 
-def candidates(depth: int, largest: float, degree: int | None = None) -> Iterator[list[Parameters]]:
-    """For each ring, smallest first, sets that carry this depth and answers this large.
+def candidates(depth: int, largest: Callable[[int], float], degree: int | None = None) -> Iterator[list[Parameters]]:
+    """For each ring, smallest first, sets that carry this depth and the largest number of an answer in so many slots.
 
     A larger special prime takes the noise out of key switches, and bits from the scale: there is one set for each
     balance of both. Raises `NotApplicable` where no ring carries the depth.
     """
-    spare = 1 + ceil(log2(max(largest * MARGIN, 1.0)))
     found = False
     for ring, limit in GUIDELINE.items():
         if degree not in (None, ring):
             continue
+        spare = 1 + ceil(log2(max(largest(ring // 2) * MARGIN, 1.0)))
         sets = [chosen for more in EXTRA if (chosen := _largest(ring, limit, depth, spare, more)) is not None]
         if sets:
             found = True
@@ -86,8 +86,8 @@ def candidates(depth: int, largest: float, degree: int | None = None) -> Iterato
     if not found:
         rings = "any ring" if degree is None else f"a ring of degree {degree}"
         raise NotApplicable(
-            f"a multiplicative depth of {depth} with answers as large as {largest:.3g} does not fit {rings} at 128 "
-            "bits: use fewer activations, or a ring of a larger degree"
+            f"a multiplicative depth of {depth} with answers this large does not fit {rings} at 128 bits: use fewer "
+            "activations, smaller weights, or a ring of a larger degree"
         )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from defenses.homomorphic.circuit import Affine, Circuit, circuit_of, rows_of
 from defenses.homomorphic.contract import Contract, Engine
-from defenses.homomorphic.noise import TAIL, packed_noise, predicted_error
+from defenses.homomorphic.noise import TAIL, packed_noise, packed_values, predicted_error
 from defenses.homomorphic.packing import Layout, Packed, Values, pack
 from defenses.homomorphic.parameters import Parameters, candidates
 from defenses.homomorphic.wire import fingerprint, frame, unframe
@@ -149,8 +149,14 @@ def choose(
     """The program of a circuit whose inputs are like ``rows (B, in)`` and within the limits."""
     windows = _side(circuit) if engine == "reference" else None
     depth = circuit.depth + (windows is not None)
-    largest = float(circuit.run(rows).abs().max())
     best = float("inf")
+
+    def largest(slots: int) -> float:
+        if engine != "latency":
+            return float(circuit.run(rows).abs().max())
+        layout, steps = pack(circuit, slots)
+        return float(np.abs(packed_values(steps, layout, _some(rows), slots)[-1]).max())
+
     for sets in candidates(depth, largest, degree):
         for trial in _trials(circuit, rows, sets, engine):
             best = min(best, trial.error)
@@ -165,7 +171,7 @@ def choose(
                     high=limits[1],
                     windows=windows,
                 )
-                program = Program(circuit, contract, trial.error, largest, trial.early)
+                program = Program(circuit, contract, trial.error, largest(trial.parameters.slots), trial.early)
                 return _packed(program, rows, compact) if engine == "latency" else program
     raise NotApplicable(
         f"no parameter set at 128 bits keeps errors below {precision:.2g} at a depth of {depth}: the best is expected "
@@ -191,24 +197,16 @@ def _trials(circuit: Circuit, rows: Tensor, sets: Sequence[Parameters], engine: 
     for early in (False, True):
         found = []
         for one in sets:
-            noise, _ = packed_noise(steps, layout, few, one, early)
+            noise = packed_noise(steps, layout, few, one, early)
             found.append(_Trial(one, TAIL * float(noise[meant].max()) ** 0.5, early))
         yield min(found, key=lambda trial: trial.error)
 
 
 def _packed(program: Program, rows: Tensor, compact: bool) -> Program:
-    """The contract with its layout and rotations; the headroom is checked for what stands beside the answers too.
-
-    Where the answers stand more than once, those with the least noise are read.
-    """
+    """The contract with its layout and rotations; of answers that stand more than once, those with the least noise."""
     parameters = program.contract.parameters
     layout, steps = program.packed
-    noise, sizes = packed_noise(steps, layout, _some(rows), parameters, program.early)
-    if sizes.max() > parameters.headroom:
-        raise NotApplicable(
-            f"numbers as large as {sizes.max():.3g} beside the answers leave no headroom below "
-            f"{parameters.headroom:.3g}, where they wrap: use smaller weights, or the throughput engine"
-        )
+    noise = packed_noise(steps, layout, _some(rows), parameters, program.early)
     index = np.tile(steps[-1].output.index, parameters.slots // steps[-1].output.period)
     places = [np.flatnonzero(index == j) for j in range(len(program.circuit.maps[-1].bias))]
     answers = [int(place[noise[place].argmin()]) for place in places]
@@ -221,7 +219,7 @@ def _packed(program: Program, rows: Tensor, compact: bool) -> Program:
         steps=tuple(sorted(have & {part for step in wanted for part in composed(step, have)})),
     )
     error = TAIL * float(noise[answers].max()) ** 0.5
-    return replace(program, contract=contract, expected_error=error, largest=max(program.largest, float(sizes.max())))
+    return replace(program, contract=contract, expected_error=error)
 
 
 def _some(rows: Tensor) -> Values:

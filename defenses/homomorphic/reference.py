@@ -11,7 +11,7 @@ from torch import Tensor
 from defenses.homomorphic.circuit import Affine
 from defenses.homomorphic.contract import Contract
 from defenses.homomorphic.program import Program
-from defenses.homomorphic.wire import tenseal
+from defenses.homomorphic.wire import tenseal, unframe
 from secure_ml.errors import UsageError
 
 
@@ -63,6 +63,15 @@ class Reference:
         scale = program.contract.parameters.scale
         self._drift = [prime / scale for prime in primes[:0:-1]]
         """What TenSEAL's fixed scale leaves out at each level."""
+
+    @property
+    def inside(self) -> Any:
+        """SEAL's context."""
+        return self.context.seal_context().data
+
+    def exhaust(self, answer: bytes) -> None:
+        """Go on with an answer beyond the last level, which must raise an error."""
+        self._read(unframe("answer", answer)[1][0]).square_()
 
     def run(self, blobs: Sequence[bytes]) -> list[bytes]:
         """One vector for each query, one for each answer."""

@@ -14,8 +14,15 @@ from secure_ml.errors import UsageError
 class Machine(Protocol):
     """An engine with a program and public keys."""
 
+    @property
+    def inside(self) -> Any:
+        """SEAL's context."""
+
     def run(self, blobs: Sequence[bytes]) -> list[bytes]:
         """Serialised ciphertexts of queries to those of their answers."""
+
+    def exhaust(self, answer: bytes) -> None:
+        """Go on with an answer beyond the last level, which must raise an error."""
 
 
 class Server:

@@ -14,6 +14,7 @@ from defenses.homomorphic.circuit import Affine
 from defenses.homomorphic.levels import Levels
 from defenses.homomorphic.program import Program
 from defenses.homomorphic.residues import modular_product
+from defenses.homomorphic.wire import unframe
 from secure_ml.errors import UsageError
 
 FEW = 24
@@ -33,6 +34,15 @@ class Throughput:
             raise UsageError("keys for another engine were given: make them from this program's contract")
         self.program, self.device = program, torch.device(device)
         self.levels = Levels(program.contract.parameters, blobs[0])
+
+    @property
+    def inside(self) -> Any:
+        """SEAL's context."""
+        return self.levels.context
+
+    def exhaust(self, answer: bytes) -> None:
+        """Go on with an answer beyond the last level, which must raise an error."""
+        self.levels.exhaust(unframe("answer", answer)[1][0])
 
     def run(self, blobs: Sequence[bytes]) -> list[bytes]:
         """The inputs' ciphertexts to the outputs'."""
