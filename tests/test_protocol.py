@@ -152,5 +152,5 @@ def test_where_there_is_nothing_to_hear(victim: sm.Victim) -> None:
     with pytest.raises(sm.NotApplicable, match="none travel"):
         KeyRecovery().evaluate(bare, threat=None, seed=0, examples=20)
     latency = Homomorphic(engine="latency", mode="simulate", encrypt=0).serve(replace(victim, served=bare.served))
-    with pytest.raises(sm.NotApplicable, match="a few slots"):
+    with pytest.raises(sm.NotApplicable, match="few slots"):
         KeyRecovery().evaluate(latency, threat=None, seed=0, examples=20)

@@ -43,11 +43,13 @@ def _solved(ring: Ring, one: Exchange, other: Exchange) -> Integers:
     (a, r), (b, t) = ((each.c1.astype(object), _known(ring, each)) for each in (one, other))
     determinant = (a * b[::-1] - a[::-1] * b) % q
     inverse = np.array([pow(int(d), -1, q) if d else 0 for d in determinant], dtype=object)
-    return (r * b[::-1] - a[::-1] * t) * inverse % q
+    values: Integers = (r * b[::-1] - a[::-1] * t) * inverse % q
+    return values
 
 
 def _known(ring: Ring, exchange: Exchange) -> Integers:
     """The side of an equation that holds no key."""
     message = ring.values(ring.encoded(exchange.shown.numpy(), 2 * exchange.scale))
     c0 = exchange.c0.astype(object)
-    return (message - c0 - c0[::-1]) % ring.modulus
+    side: Integers = (message - c0 - c0[::-1]) % ring.modulus
+    return side

@@ -28,7 +28,7 @@ def overhear(client: Client, server: Server, rows: Tensor, shown: Shown) -> tupl
     contract, parameters = client.contract, client.contract.parameters
     if contract.engine != "throughput":
         raise NotApplicable(
-            f"an answer of the {contract.engine} engine shows a few slots of its ciphertext: too few equations for a key"
+            f"an answer of the {contract.engine} engine shows few slots of its ciphertext: too few equations for a key"
         )
     require(len(rows) > 0, "at least one input is needed to fill a batch")
     filled = rows.repeat(ceil(contract.batch / len(rows)), 1)[: contract.batch]
