@@ -65,9 +65,9 @@ def encrypted(module: nn.Module, inputs: torch.Tensor, engine: Engine = "through
 
 
 def for_engines(names: Iterable[str]) -> list[tuple[str, Engine]]:
-    """All names for the fast engines, two for the reference, whose keys take seconds."""
+    """All names for the fast engines, one for the reference, whose keys take seconds."""
     names = list(names)
-    return [*product(names, ("latency", "throughput")), *((name, "reference") for name in names[:3:2])]
+    return [*product(names, ("latency", "throughput")), (names[0], "reference")]
 
 
 @pytest.mark.parametrize(("name", "engine"), for_engines(VECTORS))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from defenses.homomorphic.latency import Latency
 from defenses.homomorphic.levels import check_marks
 from defenses.homomorphic.program import Program
+from defenses.homomorphic.reference import Reference
+from defenses.homomorphic.throughput import Throughput
 from defenses.homomorphic.wire import fingerprint, frame, unframe
 from secure_ml.errors import UsageError
 
@@ -32,17 +35,20 @@ class Server:
     where the keys were would still decrypt.
     """
 
-    def __init__(self, program: Program, public: bytes) -> None:
+    def __init__(self, program: Program, public: bytes, device: str = "cpu") -> None:
         about, blobs = unframe("keys", public)
         self.program, self.contract = program, program.contract
         self.keys = fingerprint(*blobs)
         check_marks(about, self.contract.id, self.keys)
-        self.machine = _machine(program, blobs)
+        self.machine = _machine(program, blobs, device)
 
     @classmethod
-    def from_bytes(cls, program: bytes, public: bytes) -> Server:
-        """The server of a program's bytes and a client's public ones; raises `UsageError` where they do not fit."""
-        return cls(Program.from_bytes(program), public)
+    def from_bytes(cls, program: bytes, public: bytes, device: str = "cpu") -> Server:
+        """The server of a program's bytes and a client's public ones; raises `UsageError` where they do not fit.
+
+        The matrix products of the ``throughput`` engine run on the device.
+        """
+        return cls(Program.from_bytes(program), public, device)
 
     def answer(self, query: bytes) -> bytes:
         """The encrypted answers to a query; raises `UsageError` for one under other keys or of another shape."""
@@ -57,14 +63,10 @@ class Server:
         return frame("answer", {"contract": self.contract.id, "keys": self.keys, "queries": queries}, answers)
 
 
-def _machine(program: Program, blobs: list[bytes]) -> Machine:
+def _machine(program: Program, blobs: list[bytes], device: str) -> Machine:
     """The engine that the contract names."""
-    from defenses.homomorphic import latency, reference, throughput
-
-    kinds: dict[str, Any] = {
-        "latency": latency.Latency,
-        "throughput": throughput.Throughput,
-        "reference": reference.Reference,
-    }
-    machine: Machine = kinds[program.contract.engine](program, blobs)
-    return machine
+    if program.contract.engine == "throughput":
+        return Throughput(program, blobs, device)
+    if program.contract.engine == "reference":
+        return Reference(program, blobs)
+    return Latency(program, blobs)
