@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +84,8 @@ def main(argv: Sequence[str]) -> int:
         pool = Pool(path, options.workers, limits.seconds)
         try:
             front = Front(program.contract, pool, Path(spool), limits, about)
-            listen(front, options.host, options.port, options.ssl_certfile, options.ssl_keyfile)
+            with suppress(KeyboardInterrupt):
+                listen(front, options.host, options.port, options.ssl_certfile, options.ssl_keyfile)
         finally:
             pool.stop()
     return 0
