@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import secure_ml as sm
+from defenses.homomorphic import stream
 from defenses.homomorphic.client import Client
 from defenses.homomorphic.program import Program
 from defenses.homomorphic.service.front import Front
@@ -30,6 +31,7 @@ from defenses.homomorphic.service.remote import Remote, Unanswered
 from defenses.homomorphic.service.web import bound
 from defenses.homomorphic.wire import frame, unframe
 from experiments._main import main
+from tests.memory import family, holds
 from tests.service import Fake, compiled
 
 RNG = torch.Generator().manual_seed(0)
@@ -264,6 +266,41 @@ def test_no_part_of_the_secret_key_is_sent(service: Service, tmp_path: Path, mon
     with closing(Remote(service.url)) as remote, pytest.raises(sm.UsageError, match=r"refused \(400\)"):
         remote.send_keys(kept)  # a client that sends it: the check fires, and the server takes no such key
     assert leaks(b"".join(traffic), secret)
+
+
+KEEPER = """
+import sys
+from pathlib import Path
+from defenses.homomorphic.contract import Contract
+from defenses.homomorphic.service.keyring import open_keyring
+kept = open_keyring(Path(sys.argv[1]), Contract.from_json(sys.argv[2]))
+print("ready", flush=True)
+input()
+"""
+
+
+def test_the_secret_key_is_nowhere_in_the_servers_memory(service: Service, tmp_path: Path) -> None:
+    """Of the process that listens and of its workers, after they answered; a server that keeps the key is seen."""
+    contract = service.program.contract
+    mine = open_keyring(tmp_path, contract)
+    ask(service, mine, torch.zeros(1, 6))
+    size = 8 * contract.parameters.degree * len(contract.parameters.bits)
+    blob = unframe("secret", (tmp_path / SECRET).read_bytes())[1][0]
+    raw = bytes(stream._decompressed(blob, size + 256)) if blob[5] == stream.ZSTD else blob
+    parts = [raw[-size:][at : at + 64] for at in (0, size // 2)]
+    try:
+        found = [holds(service.process.pid, part) for part in parts]
+    except PermissionError:
+        pytest.skip("this system does not show the memory of other processes")
+    assert len(family(service.process.pid)) >= 3
+    assert holds(service.process.pid, contract.id.encode()), "the search finds nothing at all"
+    assert not any(found)
+    command = [sys.executable, "-c", KEEPER, str(tmp_path), contract.to_json()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as keeper:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == "ready\n"
+        assert all(holds(keeper.pid, part) for part in parts), "a server that keeps the key was not seen"
+        keeper.kill()
 
 
 @pytest.mark.slow
