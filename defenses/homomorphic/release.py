@@ -29,7 +29,7 @@ def released(answers: Tensor, parameters: Parameters, decimals: int | None = Non
 
     This is no proof of security: it stops the attack that solves linear equations without errors, while rounded
     answers remain equations with small errors, of which many together tell something. Flooding with noise has a proof
-    (https://eprint.iacr.org/2022/816) and costs half the precision. Best is to show decisions alone. Raises
+    (https://eprint.iacr.org/2022/816) and costs precision. Best is to show decisions alone. Raises
     `UsageError` for more decimals than are safe from the exact attack.
     """
     most = most_decimals(parameters)
