@@ -140,18 +140,27 @@ class Packed:
         return switches + folds + len(self.diagonals) * MULTIPLY * primes
 
 
+def widest(circuit: Circuit) -> int:
+    """The most values that any layer has."""
+    return max(max(step.matrix.shape) for step in circuit.maps)
+
+
+def check_fits(circuit: Circuit, slots: int) -> None:
+    """Raise `NotApplicable` where a layer has more values than there are slots."""
+    if widest(circuit) > slots:
+        raise NotApplicable(
+            f"a layer of {widest(circuit):,} values does not fit the {slots:,} slots of a ciphertext: choose a larger "
+            "ring, or the throughput engine"
+        )
+
+
 @lru_cache(maxsize=4)
 def pack(circuit: Circuit, slots: int) -> tuple[Layout, tuple[Packed, ...]]:
     """The layout of the inputs and the packed maps that take the least time.
 
     Raises `NotApplicable` where a layer has more values than there are slots.
     """
-    widest = max(max(step.matrix.shape) for step in circuit.maps)
-    if widest > slots:
-        raise NotApplicable(
-            f"a layer of {widest:,} values does not fit the {slots:,} slots of a ciphertext: choose a larger ring, or "
-            "the throughput engine"
-        )
+    check_fits(circuit, slots)
     starts = [_plain_start(circuit)]
     if circuit.windows is not None and (start := _window_start(circuit, circuit.windows, slots)) is not None:
         starts.append(start)

@@ -68,15 +68,18 @@ class Parameters:
         return f"N={self.degree}, log2 Q={self.log_q} {sizes}, scale 2^{self.scale_bits}, 128 bits"
 
 
-def candidates(depth: int, largest: Callable[[int], float], degree: int | None = None) -> Iterator[list[Parameters]]:
+def candidates(
+    depth: int, largest: Callable[[int], float], degree: int | None = None, slots: int = 1
+) -> Iterator[list[Parameters]]:
     """For each ring, smallest first, sets that carry this depth and the largest number of an answer in so many slots.
 
     A larger special prime takes the noise out of key switches, and bits from the scale: there is one set for each
-    balance of both. Raises `NotApplicable` where no ring carries the depth.
+    balance of both. Rings with fewer than so many ``slots`` are left out. Raises `NotApplicable` where no ring carries
+    the depth.
     """
     found = False
     for ring, limit in GUIDELINE.items():
-        if degree not in (None, ring):
+        if degree not in (None, ring) or ring // 2 < slots:
             continue
         spare = 1 + ceil(log2(max(largest(ring // 2) * MARGIN, 1.0)))
         sets = [chosen for more in EXTRA if (chosen := _largest(ring, limit, depth, spare, more)) is not None]

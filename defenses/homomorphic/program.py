@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from defenses.homomorphic.circuit import Affine, Circuit, circuit_of, rows_of
 from defenses.homomorphic.contract import Contract, Engine
 from defenses.homomorphic.noise import TAIL, packed_noise, packed_values, predicted_error
-from defenses.homomorphic.packing import Layout, Packed, Values, pack
-from defenses.homomorphic.parameters import Parameters, candidates
+from defenses.homomorphic.packing import Layout, Packed, Values, check_fits, pack, widest
+from defenses.homomorphic.parameters import GUIDELINE, Parameters, candidates
 from defenses.homomorphic.wire import fingerprint, frame, unframe
 from secure_ml.batch import Tree
 from secure_ml.errors import NotApplicable, UsageError, require
@@ -149,15 +149,18 @@ def choose(
     """The program of a circuit whose inputs are like ``rows (B, in)`` and within the limits."""
     windows = _side(circuit) if engine == "reference" else None
     depth = circuit.depth + (windows is not None)
-    best = float("inf")
+    best, answers = float("inf"), float(circuit.run(rows).abs().max())
 
     def largest(slots: int) -> float:
         if engine != "latency":
-            return float(circuit.run(rows).abs().max())
+            return answers
         layout, steps = pack(circuit, slots)
-        return float(np.abs(packed_values(steps, layout, _some(rows), slots)[-1]).max())
+        return max(answers, float(np.abs(packed_values(steps, layout, _some(rows), slots)[-1]).max()))
 
-    for sets in candidates(depth, largest, degree):
+    needed = widest(circuit) if engine == "latency" else 1
+    if engine == "latency":
+        check_fits(circuit, (degree or max(GUIDELINE)) // 2)
+    for sets in candidates(depth, largest, degree, needed):
         for trial in _trials(circuit, rows, sets, engine):
             best = min(best, trial.error)
             if trial.error <= precision:
