@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,8 @@ class Serve:
     """Certificate for TLS."""
     ssl_keyfile: Path | None = None
     """Its private key."""
+    uvicorn: tuple[str, ...] = ()
+    """Further settings of uvicorn: proxy_headers=True forwarded_allow_ips=10.0.0.1 ssl_keyfile_password=..."""
     compiled: Path | None = None
     """Keep the compiled program in this file, which serves on a computer without the training data."""
     key_file: Path | None = None
@@ -73,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
     )
     check_installed()
     limits = Limits(rate=options.rate, waiting=options.waiting, clients=options.clients, seconds=options.seconds)
+    settings = _settings(options)
     program, about = _program(options)
     print(program.describe())
     message = program.to_bytes()
@@ -85,10 +89,25 @@ def main(argv: Sequence[str]) -> int:
         try:
             front = Front(program.contract, pool, Path(spool), limits, about)
             with suppress(KeyboardInterrupt):
-                listen(front, options.host, options.port, options.ssl_certfile, options.ssl_keyfile)
+                listen(front, options.host, options.port, settings)
         finally:
             pool.stop()
     return 0
+
+
+def _settings(options: Serve) -> dict[str, Any]:
+    """What uvicorn is told; numbers and truth values are read as such, anything else as text."""
+    settings: dict[str, Any] = {}
+    for text in options.uvicorn:
+        name, equals, value = text.partition("=")
+        require(bool(equals), f"--uvicorn takes NAME=VALUE; given {text!r}")
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value
+    if options.ssl_certfile is not None:
+        settings |= {"ssl_certfile": options.ssl_certfile, "ssl_keyfile": options.ssl_keyfile}
+    return settings
 
 
 def _program(options: Serve) -> tuple[Program, Mapping[str, Any]]:

@@ -208,7 +208,7 @@ def test_over_tls(tmp_path: Path) -> None:
     certificate, key = self_signed(tmp_path)
     contract = compiled().contract
     front = Front(contract, Fake(), tmp_path, Limits(), {"task": "x"})  # type: ignore[arg-type]
-    server, heard = bound(front, "127.0.0.1", 0, certificate, key)
+    server, heard = bound(front, "127.0.0.1", 0, {"ssl_certfile": certificate, "ssl_keyfile": key})
     thread = threading.Thread(target=server.run, kwargs={"sockets": [heard]})
     port = heard.getsockname()[1]
     thread.start()
@@ -259,6 +259,18 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
     return paths
 
 
+def test_settings_of_uvicorn(tmp_path: Path) -> None:
+    front = Front(compiled().contract, Fake(), tmp_path, Limits(), {})  # type: ignore[arg-type]
+    server, heard = bound(front, "127.0.0.1", 0, {"timeout_keep_alive": 30})
+    heard.close()
+    assert server.config.timeout_keep_alive == 30
+    for settings, why in (({"timeout_keep_alve": 1}, "did you mean timeout_keep_alive"), ({"port": 1}, "no setting")):
+        with pytest.raises(sm.UsageError, match=why):
+            bound(front, "127.0.0.1", 0, settings)
+    with pytest.raises(sm.UsageError, match="cannot serve at"):
+        bound(front, "127.0.0.1", 0, {"ssl_certfile": "nowhere", "ssl_keyfile": "nowhere"})
+
+
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "program").write_bytes(compiled().to_bytes())
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -273,6 +285,8 @@ def test_serving_refuses_other_models(tmp_path: Path, capsys: pytest.CaptureFixt
     for model, why in (("bare", "fit it with --defense homomorphic"), ("junk", "no message of this protocol")):
         assert main(["serve", str(tmp_path / model)]) == 2
         assert why in capsys.readouterr().err
+    assert main(["serve", str(tmp_path / "junk"), "--uvicorn", "workers"]) == 2
+    assert "takes NAME=VALUE" in capsys.readouterr().err
     assert main(["serve", str(tmp_path / "junk"), "--ssl-certfile", "x"]) == 2
     assert "--ssl-keyfile" in capsys.readouterr().err
 

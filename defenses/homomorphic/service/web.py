@@ -1,18 +1,20 @@
 """The HTTP face of the server: four addresses, bytes in and bytes out, every refusal a sentence in JSON."""
 
+import inspect
 import json
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from defenses.homomorphic.service.front import Body, Front, Refusal
-from secure_ml.errors import UsageError
+from secure_ml.errors import UsageError, unknown
 
 BYTES = "application/octet-stream"
+CONNECTIONS = 8
+"""Open connections for each request that may be in hand, those included that have sent nothing yet."""
 
 
 def check_installed() -> None:
@@ -78,35 +80,38 @@ def web_application(front: Front) -> Any:
     return app
 
 
-def bound(
-    front: Front, host: str, port: int, certificate: Path | None = None, key: Path | None = None
-) -> tuple[Any, socket.socket]:
-    """Uvicorn's server and the socket that it shall listen at; over TLS where a certificate is given."""
+def bound(front: Front, host: str, port: int, settings: Mapping[str, Any] | None = None) -> tuple[Any, socket.socket]:
+    """Uvicorn's server, with settings of its own (those of TLS, say), and the socket that it shall listen at."""
     app = web_application(front)
     import uvicorn
 
+    chosen: dict[str, Any] = {
+        "proxy_headers": False,
+        "server_header": False,
+        "access_log": False,
+        "log_level": logging.WARNING,
+        "limit_concurrency": CONNECTIONS * front.limits.waiting,
+        "timeout_graceful_shutdown": 5,
+        **(settings or {}),
+    }
+    known = inspect.signature(uvicorn.Config).parameters
+    for name in chosen:
+        if name not in known or name in ("app", "host", "port"):
+            raise unknown("setting of uvicorn", name, known)
     try:
-        config = uvicorn.Config(
-            app,
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
-            proxy_headers=False,
-            server_header=False,
-            access_log=False,
-            log_level=logging.WARNING,
-            timeout_graceful_shutdown=5,
-        )
+        config = uvicorn.Config(app, **chosen)
         config.load()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return uvicorn.Server(config), socket.create_server((host, port), family=family)
-    except OSError as error:
+    except (OSError, TypeError, ValueError) as error:
         raise UsageError(f"cannot serve at {host}:{port}: {error}") from None
 
 
-def listen(front: Front, host: str, port: int, certificate: Path | None = None, key: Path | None = None) -> None:
+def listen(front: Front, host: str, port: int, settings: Mapping[str, Any] | None = None) -> None:
     """Serve until interrupted; the port is the system's choice where it is 0."""
-    server, heard = bound(front, host, port, certificate, key)
-    scheme = "https" if certificate else "http"
-    sys.stdout.write(f"serving {front.contract.id} at {scheme}://{host}:{heard.getsockname()[1]}\n")
+    server, heard = bound(front, host, port, settings)
+    scheme = "https" if (settings or {}).get("ssl_certfile") else "http"
+    place = f"[{host}]" if ":" in host else host
+    sys.stdout.write(f"serving {front.contract.id} at {scheme}://{place}:{heard.getsockname()[1]}\n")
     sys.stdout.flush()
     server.run(sockets=[heard])
