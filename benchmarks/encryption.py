@@ -67,10 +67,10 @@ class Case:
 CASES = (
     Case("tutorial CNN", "latency", 8192, 1e-2, 24),
     Case("tutorial CNN", "latency", 8192, 1e-2, 24, compact=True),
-    Case("tutorial CNN", "reference", 8192, 1e9, 2),
+    Case("tutorial CNN", "reference", 8192, 1e9, 4),
     Case("tutorial CNN", "latency", 16384, 1e-5, 12),
     Case("tutorial CNN", "latency", 16384, 1e-5, 12, compact=True),
-    Case("tutorial CNN", "reference", 16384, 1e9, 1),
+    Case("tutorial CNN", "reference", 16384, 1e9, 3),
     Case("dense", "throughput", 8192, 1e-3, 10_000),
     Case("tutorial CNN", "throughput", 8192, 1e-2, 10_000),
     Case("wide CNN", "latency", None, 1e-2, 8),
