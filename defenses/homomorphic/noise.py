@@ -39,36 +39,41 @@ def predicted_error(circuit: Circuit, rows: Tensor, parameters: Parameters) -> f
     return TAIL * sqrt(float(noise.max(1).values.quantile(USUAL)))
 
 
-def packed_noise(steps: Sequence[Packed], layout: Layout, rows: Values, parameters: Parameters, early: bool) -> Values:
-    """The variance in each slot of an answer to inputs like ``rows (B, in)``.
+Choice = tuple[Parameters, bool]
+"""A parameter set, and whether folds come before rescaling."""
 
-    The first of the folds behind a map is summed as often as there are terms; before rescaling (``early``) that is
-    drowned by the scale. What stands beside the values that are meant is carried along.
+
+def packed_noise(steps: Sequence[Packed], values: Sequence[Values], choices: Sequence[Choice]) -> Values:
+    """The variance in each slot of an answer, ``(choices, slots)``, for choices on one ring.
+
+    ``values`` are those of `packed_values`. The first of the folds behind a map is summed as often as there are terms;
+    before rescaling that is drowned by the scale. What stands beside the values that are meant is carried along.
     """
-    slots, rounding = parameters.slots, _rounding(parameters)
-    noise = np.full(slots, _fresh(parameters))
-    values = packed_values(steps, layout, rows, slots)
+    sets, late = [one for one, _ in choices], np.array([[not early] for _, early in choices])
+    rounding = np.array([[_rounding(one)] for one in sets])
+    noise = np.stack([np.full(one.slots, _fresh(one)) for one in sets])
     for index, step in enumerate(steps):
-        left = parameters.depth + 1 - 2 * index
+        left = sets[0].depth + 1 - 2 * index
+        switch, behind = (np.stack([_switch(one, primes) for one in sets]) for primes in (left, left - 1))
         if index:
-            drowned = _switch(parameters, left + 1) / parameters.scale**2
+            drowned = np.stack([_switch(one, left + 1) / one.scale**2 for one in sets])
             noise = 4 * np.square(values[index - 1]).mean(0) * noise + rounding + drowned
         turned, at = [noise], 0
         for this in step.babies[1:]:
-            turned.append(np.roll(turned[-1], at - this) + _switch(parameters, left))
+            turned.append(np.roll(turned[-1], at - this, -1) + switch)
             at = this
-        noise = step.spread(dict(zip(step.babies, turned, strict=True)), slots) + rounding
+        noise = step.spread(dict(zip(step.babies, turned, strict=True)), noise.shape[-1]) + rounding
         for fold in step.folds:
-            noise = noise + np.roll(noise, -fold) + (0.0 if early else _switch(parameters, left - 1))
+            noise = noise + np.roll(noise, -fold, -1) + late * behind
     return noise
 
 
 def packed_values(steps: Sequence[Packed], layout: Layout, rows: Values, slots: int) -> list[Values]:
     """What stands in each slot behind each map, ``(B, slots)``, what is not meant included."""
-    values, found = [np.tile(layout.spread(row), slots // layout.period) for row in rows], []
+    values, found = np.tile(np.stack([layout.spread(row) for row in rows]), slots // layout.period), []
     for index, step in enumerate(steps):
-        values = [step.run(value**2 if index else value) for value in values]
-        found.append(np.stack(values))
+        values = step.run(values**2 if index else values)
+        found.append(values)
     return found
 
 

@@ -14,6 +14,8 @@ from secure_ml.errors import NotApplicable
 
 Index = NDArray[np.int64]
 Values = NDArray[np.float64]
+WIDTH = 12
+"""Plans that are kept from one map to the next."""
 MULTIPLY = 0.45
 """Cost of a product with a plaintext, against a key switch's at one prime."""
 
@@ -51,12 +53,13 @@ class Packed:
     group: int
     baby: int
     """Steps between giant steps, a power of two."""
+    offsets: Index
+    """Column less row, modulo the period, of everything in the matrix that is not zero."""
 
     @cached_property
     def diagonals(self) -> list[int]:
         """The diagonals that are not zero."""
-        rows, columns = np.nonzero(self.matrix)
-        found = np.unique((columns - rows) % min(self.group, self.period))
+        found = np.unique(self.offsets % min(self.group, self.period))
         return [int(k) for k in found] or [0]
 
     @property
@@ -116,21 +119,21 @@ class Packed:
         return found
 
     def run(self, values: Values) -> Values:
-        """The product in the clear on all slots ``(slots,)``, garbage included, as the ciphertexts compute it."""
-        slots = len(values)
-        total = np.zeros(slots)
+        """The product in the clear on all slots ``(..., slots)``, garbage included, as the ciphertexts compute it."""
+        slots = values.shape[-1]
+        total = np.zeros_like(values)
         for k in self.diagonals:
-            total += np.roll(values, -k) * self.weights(k, slots)
+            total += np.roll(values, -k, -1) * self.weights(k, slots)
         for step in self.folds:
-            total += np.roll(total, -step)
+            total += np.roll(total, -step, -1)
         return total + self.biases(slots)
 
     def spread(self, noise: Mapping[int, Values], slots: int) -> Values:
-        """The variances ``(slots,)`` of the sums of products, before folds, given those of each baby step."""
-        total = np.zeros(slots)
+        """The variances ``(..., slots)`` of the sums of products, before folds, given those of each baby step."""
+        total = np.zeros_like(noise[0])
         for k in self.diagonals:
             baby = k % self.baby
-            total += np.roll(noise[baby], baby - k) * self.weights(k, slots) ** 2
+            total += np.roll(noise[baby], baby - k, -1) * self.weights(k, slots) ** 2
         return total
 
     def cost(self, primes: int) -> float:
@@ -205,13 +208,14 @@ def _search(
         (packed.cost(primes), (packed,)) for packed in _choices(matrix, circuit.maps[0], rows, slots)
     ]
     for level, step in enumerate(circuit.maps[1:], 1):
-        grown = []
+        rows, left, grown = _padded(np.arange(step.matrix.shape[0])), primes - 2 * level, []
+        choices: dict[bytes, list[Packed]] = {}
         for cost, chosen in frontier:
-            rows = _padded(np.arange(step.matrix.shape[0]))
-            spread = _spread(step, rows, chosen[-1].output.index)
-            left = primes - 2 * level
-            grown += [(cost + p.cost(left), (*chosen, p)) for p in _choices(spread, step, rows, slots)]
-        frontier = sorted(grown, key=lambda plan: plan[0])[:12]
+            index = chosen[-1].output.index
+            if (key := index.tobytes()) not in choices:
+                choices[key] = _choices(_spread(step, rows, index), step, rows, slots)
+            grown += [(cost + one.cost(left), (*chosen, one)) for one in choices[key]]
+        frontier = sorted(grown, key=lambda plan: plan[0])[:WIDTH]
     cost, steps = min(frontier, key=lambda plan: plan[0])
     return cost, layout, steps
 
@@ -220,11 +224,12 @@ def _choices(matrix: Values, step: Affine, rows: Index, slots: int) -> list[Pack
     """Every number of diagonals, each with its best split in steps."""
     tall, period = matrix.shape
     bias = np.where(rows >= 0, step.bias.numpy()[rows], 0.0)
-    found = []
+    found, (row, column) = [], np.nonzero(matrix)
+    offsets = np.unique((column - row) % period)
     group = tall
     while group >= 1:
         if group == tall or (group < period and period * (tall // group) <= slots):
-            options = [Packed(matrix, bias, rows, group, 2**b) for b in range(_power(group).bit_length())]
+            options = [Packed(matrix, bias, rows, group, 2**b, offsets) for b in range(_power(group).bit_length())]
             found.append(min(options, key=lambda p: (len(p.babies) + len(p.giants), p.baby)))
         group //= 2
     return found

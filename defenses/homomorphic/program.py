@@ -32,7 +32,7 @@ from secure_ml.errors import NotApplicable, UsageError, require
 
 PROBES = 64
 """Inputs at the corners of the range that are looked at beside those of calibration."""
-ROTATED = 32.0
+ROTATED = 128.0
 """How much TenSEAL's own rotations, which are not counted one by one, are taken to add to its errors."""
 SEEN = 12
 """Inputs that are followed through every slot: the first, and as many of the corners, which are the last."""
@@ -150,18 +150,20 @@ def choose(
     windows = _side(circuit) if engine == "reference" else None
     depth = circuit.depth + (windows is not None)
     best, answers = float("inf"), float(circuit.run(rows).abs().max())
+    needed = widest(circuit) if engine == "latency" else 1
+    if engine == "latency":
+        check_fits(circuit, (degree or max(GUIDELINE)) // 2)
+    walks: dict[int, _Walk] = {}
 
     def largest(slots: int) -> float:
         if engine != "latency":
             return answers
-        layout, steps = pack(circuit, slots)
-        return max(answers, float(np.abs(packed_values(steps, layout, _some(rows), slots)[-1]).max()))
+        walks[slots] = _Walk(*pack(circuit, slots), _some(rows), slots)
+        return max(answers, float(np.abs(walks[slots].values[-1]).max()))
 
-    needed = widest(circuit) if engine == "latency" else 1
-    if engine == "latency":
-        check_fits(circuit, (degree or max(GUIDELINE)) // 2)
     for sets in candidates(depth, largest, degree, needed):
-        for trial in _trials(circuit, rows, sets, engine):
+        walk = walks.get(sets[0].slots)
+        for trial in walk.trials(sets) if walk else _trials(circuit, rows, sets, engine):
             best = min(best, trial.error)
             if trial.error <= precision:
                 contract = Contract(
@@ -174,50 +176,59 @@ def choose(
                     high=limits[1],
                     windows=windows,
                 )
-                program = Program(circuit, contract, trial.error, largest(trial.parameters.slots), trial.early)
-                return _packed(program, rows, compact) if engine == "latency" else program
+                size = max(answers, float(np.abs(walk.values[-1]).max())) if walk else answers
+                program = Program(circuit, contract, trial.error, size, trial.early)
+                return _packed(program, walk, trial, compact) if walk else program
     raise NotApplicable(
         f"no parameter set at 128 bits keeps errors below {precision:.2g} at a depth of {depth}: the best is expected "
         f"at {best:.2g}; ask for less precision, or use fewer activations or smaller weights"
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Trial:
     parameters: Parameters
     error: float
     early: bool = False
+    noise: Values | None = None
 
 
 def _trials(circuit: Circuit, rows: Tensor, sets: Sequence[Parameters], engine: Engine) -> Iterator[_Trial]:
-    """The best set of a ring: with folds behind rescaling, which is faster, and then before it."""
-    if engine != "latency":
-        more = ROTATED if engine == "reference" else 1.0
-        yield min((_Trial(one, more * predicted_error(circuit, rows, one)) for one in sets), key=lambda t: t.error)
-        return
-    layout, steps = pack(circuit, sets[0].slots)
-    few, meant = _some(rows), np.tile(steps[-1].output.index >= 0, sets[0].slots // steps[-1].output.period)
-    for early in (False, True):
-        found = []
-        for one in sets:
-            noise = packed_noise(steps, layout, few, one, early)
-            found.append(_Trial(one, TAIL * float(noise[meant].max()) ** 0.5, early))
-        yield min(found, key=lambda trial: trial.error)
+    """The best set of a ring where nothing is rotated, or nobody counts how often."""
+    more = ROTATED if engine == "reference" else 1.0
+    yield min((_Trial(one, more * predicted_error(circuit, rows, one)) for one in sets), key=lambda t: t.error)
 
 
-def _packed(program: Program, rows: Tensor, compact: bool) -> Program:
+class _Walk:
+    """Some inputs through every slot of a packed program."""
+
+    def __init__(self, layout: Layout, steps: tuple[Packed, ...], rows: Values, slots: int) -> None:
+        self.layout, self.steps = layout, steps
+        self.values = packed_values(steps, layout, rows, slots)
+        self.index = np.tile(steps[-1].output.index, slots // steps[-1].output.period)
+        """The output in each slot."""
+
+    def trials(self, sets: Sequence[Parameters]) -> Iterator[_Trial]:
+        """The best set of a ring: with folds behind rescaling, which is faster, and then before it."""
+        choices = [(one, early) for early in (False, True) for one in sets]
+        noise = packed_noise(self.steps, self.values, choices)
+        errors = TAIL * noise[:, self.index >= 0].max(1) ** 0.5
+        for start in (0, len(sets)):
+            best = start + int(errors[start : start + len(sets)].argmin())
+            yield _Trial(choices[best][0], float(errors[best]), choices[best][1], noise[best])
+
+
+def _packed(program: Program, walk: _Walk, trial: _Trial, compact: bool) -> Program:
     """The contract with its layout and rotations; of answers that stand more than once, those with the least noise."""
-    parameters = program.contract.parameters
-    layout, steps = program.packed
-    noise = packed_noise(steps, layout, _some(rows), parameters, program.early)
-    index = np.tile(steps[-1].output.index, parameters.slots // steps[-1].output.period)
-    places = [np.flatnonzero(index == j) for j in range(len(program.circuit.maps[-1].bias))]
+    noise, slots = trial.noise, program.contract.parameters.slots
+    assert noise is not None
+    places = [np.flatnonzero(walk.index == j) for j in range(len(program.circuit.maps[-1].bias))]
     answers = [int(place[noise[place].argmin()]) for place in places]
-    wanted = rotations(steps)
-    have = {COMPACT**i for i in range(16) if COMPACT**i < parameters.slots} if compact else wanted
+    wanted = rotations(walk.steps)
+    have = {COMPACT**i for i in range(16) if COMPACT**i < slots} if compact else wanted
     contract = replace(
         program.contract,
-        layout=tuple(map(int, layout.index)),
+        layout=tuple(map(int, walk.layout.index)),
         answers=tuple(answers),
         steps=tuple(sorted(have & {part for step in wanted for part in composed(step, have)})),
     )
