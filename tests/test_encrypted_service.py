@@ -113,6 +113,7 @@ def test_answers_are_those_of_the_program(service: Service, client: Client) -> N
         sent = remote.sent
         assert right(service, rows, remote.ask(client, rows))
         assert remote.sent - sent < sent / 2, "the keys were sent again"
+        assert sent < len(client.public_bytes()) + 1.5 * (remote.sent - sent), "the query was sent in vain"
 
 
 def test_the_command_asks_and_keeps_the_secret_key_private(

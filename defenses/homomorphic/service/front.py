@@ -131,6 +131,12 @@ class Front:
             draft.unlink(missing_ok=True)
             self._uploads -= 1
 
+    def kept(self, keys: str) -> Path:
+        """The file of a client's keys; raises `Refusal` where they were never sent, or dropped."""
+        if keys not in self._clients:
+            raise Refusal(404, f"no keys {keys[:16]} are kept here: send the public keys of this query first")
+        return self._clients[keys]
+
     async def answer(self, body: Body, left: Callable[[], Awaitable[bool]]) -> bytes:
         """The answer to a query; a client that has left meanwhile is not computed for."""
         query = bytearray()
@@ -144,9 +150,7 @@ class Front:
                 f"a query for the contract {marks.get('contract')} was given; this server's is {self.contract.id}: "
                 "fetch the contract again, the model or its parameters have changed",
             )
-        keys = self._clients.get(str(marks.get("keys")))
-        if keys is None:
-            raise Refusal(404, f"no keys {marks.get('keys')} are kept here: send the public keys of this query first")
+        keys = self.kept(str(marks.get("keys")))
         self._clients.move_to_end(keys.stem)
         if await left():
             raise Refusal(499, "the client left before its query was computed")

@@ -1,4 +1,4 @@
-"""The HTTP face of the server: four addresses, bytes in and bytes out, every refusal a sentence in JSON."""
+"""The HTTP face of the server: a few addresses, bytes in and bytes out, every refusal a sentence in JSON."""
 
 import inspect
 import json
@@ -27,7 +27,7 @@ def check_installed() -> None:
 
 
 def web_application(front: Front) -> Any:
-    """FastAPI's application: ``/health``, ``/contract``, ``/keys`` and ``/answers``."""
+    """FastAPI's application: ``/health``, ``/contract``, ``/keys``, ``/keys/FINGERPRINT`` and ``/answers``."""
     check_installed()
     from fastapi import FastAPI, Request, Response
     from starlette.requests import ClientDisconnect
@@ -65,6 +65,11 @@ def web_application(front: Front) -> Any:
     async def contract(request: Request) -> dict[str, Any]:
         async with front.admitted(address(request)):
             return dict(front.about)
+
+    @app.get("/keys/{keys}")
+    async def kept(request: Request, keys: str) -> dict[str, str]:
+        async with front.admitted(address(request)):
+            return {"keys": front.kept(keys).stem}
 
     @app.post("/keys", status_code=201)
     async def keys(request: Request) -> dict[str, str]:
