@@ -166,6 +166,14 @@ def test_residue_products_are_exact(prime: int, bits: int, terms: int) -> None:
     assert result.tolist() == expected.tolist()
 
 
+def test_a_wide_layer_takes_a_larger_ring() -> None:
+    torch.manual_seed(0)
+    rows = torch.rand(2, 2500, generator=RNG)
+    program = compile_module(nn.Linear(2500, 2), rows[:1], calibration=rows, engine="latency")
+    assert program.contract.parameters.degree == 8192
+    assert program.packed[0].period == 4096
+
+
 def test_composed_steps() -> None:
     assert composed(13, {1, 2, 4, 8}) == [8, 4, 1]
     assert composed(2, {1, 4}) == [1, 1]

@@ -66,7 +66,7 @@ class Homomorphic(Defense):
     """Queries to encrypt; later ones are answered by the same program in the clear, and nothing is claimed. All of
     them unless given."""
     products: int = 50_000
-    """The most products of a number and a weight that a program may need for an input."""
+    """The most products of a number and a weight that a program may need for an input; no limit to ``latency``."""
 
     def __post_init__(self) -> None:
         for name in ("span", "learning_rate_factor", "precision"):
@@ -99,10 +99,10 @@ class Homomorphic(Defense):
         circuit = circuit_of(self.adapt(build(plan.task, (), plan.seed)), plan.loader.data.take(slice(0, 1)).inputs)
         depth = circuit.depth + (self.engine == "reference" and circuit.windows is not None)
         next(candidates(depth, lambda _: 1.0, self.degree))
-        if circuit.products > self.products:
+        if self.engine != "latency" and circuit.products > self.products:
             raise NotApplicable(
                 f"{plan.task.name} needs {circuit.products:,} products of a ciphertext and a weight for each batch, "
-                f"more than the {self.products:,} allowed"
+                f"more than the {self.products:,} allowed: raise products, or choose the latency engine"
             )
         loss = within(plan.loss, self.range_penalty) if self.range_penalty else plan.loss
         return replace(plan, loss=loss, schedule=lambda done: self.learning_rate_factor * plan.schedule(done))
