@@ -39,6 +39,18 @@ def whole(task: Task) -> bool:
     return _whole(_This(task))
 
 
+def classes(task: Task) -> int:
+    """How many classes an answer tells apart; of one logit, 2."""
+    return _classes(_This(task))
+
+
+@lru_cache(maxsize=16)
+def _classes(this: _This) -> int:
+    with torch.no_grad():
+        answers: Tensor = build(this.task, (), seed=0).eval()(_example(this).inputs)
+    return 2 if answers.ndim == 1 else answers.shape[-1]
+
+
 @lru_cache(maxsize=16)
 def _example(this: _This) -> Batch:
     return this.task.draw(0).train.take(slice(0, 1))

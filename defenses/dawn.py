@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from defenses._answers import first_inputs
+from defenses._probe import classes
 from secure_ml.batch import Batch, Tree, leaves
 from secure_ml.errors import NotApplicable, UsageError, require
 from secure_ml.families.ownership import Evidence, Owner, Watermark
@@ -50,17 +51,16 @@ class DAWN(Watermark):
         require(self.levels >= 1, f"DAWN needs a grid of at least 1 level; given {self.levels}")
 
     def check(self, task: Task) -> None:
-        """Raise `NotApplicable` where an answer is not one of classes."""
+        """Raise `NotApplicable` where an answer is not one of at least 3 classes."""
         if not answers_one_class(task):
             raise NotApplicable(f"DAWN answers with another class; an answer of {task.name} is not one class")
+        if classes(task) < 3:
+            raise NotApplicable("DAWN needs at least 3 classes: of 2, the wrong one is no secret")
 
     def serve(self, victim: Victim) -> Victim:
-        """The victim whose answers are marked; `NotApplicable` for 2 classes and behind encryption."""
+        """The victim whose answers are marked; `NotApplicable` behind encryption."""
         if victim.served.decrypted_by_client:
             raise NotApplicable("DAWN cannot stand behind encryption: the client decrypts the answers themselves")
-        few = victim.splits.train.take(slice(0, 1)).inputs
-        if _classes(victim.served(few)) < 3:
-            raise NotApplicable("DAWN needs at least 3 classes: of 2, the wrong one is no secret")
         return replace(victim, served=Marked(victim.served, self))
 
     def marks(self, owner: Owner) -> Evidence:

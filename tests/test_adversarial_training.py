@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import secure_ml as sm
 from attacks.evasion.pgd import PGD
 from defenses._collapse import Guard
-from defenses._robust import log_probabilities
 from defenses.adversarial_training import AdversarialTraining
 from defenses.dp_sgd import DPSGD
 from defenses.fast_training import FastTraining
@@ -24,6 +23,7 @@ from defenses.trades import TRADES
 from defenses.weight_averaging import WeightAveraging
 from defenses.weight_perturbation import WeightPerturbation
 from secure_ml.access import WhiteBox
+from secure_ml.adaptive import log_probabilities
 from secure_ml.batch import Batch
 from secure_ml.checkpoint import Checkpoint
 from secure_ml.climb import climb, divergence

@@ -18,7 +18,7 @@ from secure_ml.attack import Attack, Result
 from secure_ml.batch import Batch, leaves
 from secure_ml.climb import climb, divergence
 from secure_ml.discovery import task as task_named
-from secure_ml.errors import Refused, UsageError, require
+from secure_ml.errors import NotApplicable, Refused, UsageError, require
 from secure_ml.honest import distances
 from secure_ml.imitation import Imitation
 from secure_ml.outputs import Classes, Ranking, Reveal, Values
@@ -45,6 +45,13 @@ class Extraction(Attack):
     """Smaller budgets at which the copy is judged on the way."""
     source: str = ""
     """The document model whose training inputs the adversary asks about; the victim's auxiliary split unless given."""
+
+    def check(self, task: Task, threat: Threat | None) -> None:
+        """Raise `NotApplicable` where answers hold no label and labels are all that is revealed."""
+        super().check(task, threat)
+        if self.reveal == "label" and not task.output.labels:
+            kind = type(task.output).__name__
+            raise NotApplicable(f"{self!r} learns from labels; {task.name} answers {kind}, which hold none")
 
     @abstractmethod
     def steal(
