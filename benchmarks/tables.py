@@ -154,6 +154,25 @@ def _flat(records: list[dict[str, Any]]) -> str:
     return tabulate(lines, headers="keys", tablefmt="github", floatfmt=".3f")
 
 
+def _encrypted(records: list[dict[str, Any]]) -> str:
+    """One line for each net, engine and ring: parameters, seconds, bytes, errors and decisions."""
+    lines = [
+        {
+            "net": r["net"],
+            "engine": r["engine"] + (", compact keys" if r["compact"] else ""),
+            "parameters": r["parameters"],
+            "server seconds a query": f"{r['server seconds a query, best']:.4f}",
+            "keys, MB": f"{r['key bytes'] / 1e6:.1f}",
+            "largest error": f"{r['largest error']:.1e}",
+            "equal decisions": f"{r['equal decisions']:,} of {r['queries']:,}",
+            "encrypted accuracy": f"{r['encrypted accuracy']:.4f}",
+        }
+        for r in records
+        if "parameters" in r and "queries" in r
+    ]
+    return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
+
+
 def _by_measure(records: list[dict[str, Any]]) -> str:
     """One line a model and history, a column for each measure of each kind of films."""
     lines: dict[tuple[str, int], dict[str, str]] = {}
@@ -200,6 +219,7 @@ VIEWS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "robustness-digits_cnn": _curves,
     "art_attacks": _of_art,
     "evasion_speed": _flat,
+    "encryption": _encrypted,
     "exact_extraction": _extraction_views.exact,
     "extraction": _extraction_views.copies,
     "extraction-digits_cnn": _extraction_views.curves,
