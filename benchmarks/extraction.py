@@ -69,12 +69,8 @@ LINES = (
         Knockoff(queries=20_000, source=OTHER, varied=True, net="dense"),
         {},
     ),
-    Line(
-        "MNIST",
-        FEWER,
-        Knockoff(queries=20_000, budgets=(1_000,), nudged=True),
-        {1_000: 0.975, 20_000: 0.99},
-    ),
+    Line("MNIST", FEWER, Knockoff(queries=1_000, nudged=True, epochs=500), {1_000: 0.975}),
+    Line("MNIST", FEWER, Knockoff(queries=20_000, epochs=30), {20_000: 0.99}),
 )
 ART = ("KnockoffNets", "CopycatCNN")
 PEERS = (
