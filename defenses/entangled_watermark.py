@@ -34,8 +34,8 @@ class EntangledWatermark(Watermark):
 
     How likely a model that was not copied follows the trigger is not known: a suspect is compared, by Student's t, with
     models that the owner trains without it on other data. Covers: nothing beforehand; it shows afterwards that the
-    weights were taken, and a copy by questions as far as it took the trigger over: on digits a tenth of the questions
-    where entangling is strong, which is enough, and costs two points of accuracy. Does not cover: a thief who
+    weights were taken, and a copy by questions as far as it took the trigger over: on two victims of digits a
+    tenth of the questions, which was enough, at two to three points of accuracy. Does not cover: a thief who
     fine-tunes or prunes the copy, or finds the trigger.
 
     Raises `NotApplicable` for inputs that are no images, answers that are not one class and nets without a linear

@@ -30,6 +30,8 @@ def offers(rows: Sequence[Row]) -> list[Offer]:
             for r in rows
             if (r.defenses, r.attack) == (name, attack) and AT in r.measure and at(r) == budget
         }
+        if "fidelity" not in same:  # a part of the model was found, and no copy was made
+            continue
         score = next(r for what, r in same.items() if what.startswith("copy's ") and what not in DISTANCES)
         offer = Offer(name, budget, same["fidelity"], score, same.get("transfer"))
         rival = found.get((name, budget))

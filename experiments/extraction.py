@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     rows = pooled(list(zip(cells, results, strict=True)))
     save_rows(rows, options.out / "rows.jsonl")
     found = offers(rows)
+    require(bool(found), f"none of these attacks makes a copy of {task}; name knockoff, say, or see secure-ml matrix")
     text = "\n".join([repr(task), "", *fidelity_table(rows, found, options.price)])
     (options.out / "table.md").write_text(text + "\n")
     draw_fidelity(found, options.out / "extraction.png", f"copies of {task}")

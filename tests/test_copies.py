@@ -181,3 +181,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         extraction.main([*argv, "--queries", "0"])
     with pytest.raises(sm.UsageError, match="no extraction attack"):
         extraction.main([*argv, "--attack", "pgd"])
+    with pytest.raises(sm.UsageError, match="none of these attacks makes a copy"):
+        extraction.main([*argv, "--defense", "none", "--task", "char_rnn(tiny=True)", "--attack", "head_extraction"])
