@@ -132,11 +132,18 @@ def test_neutral_is_plain(cls: type[sm.Defense], name: str) -> None:
     laws.law_neutral_is_plain(cls, name)
 
 
-PLAIN = [case for case in STACKS if case[-1] == "digits_mlp"]
-OTHERS = [pytest.param(*case, marks=pytest.mark.slow) for case in STACKS if case[-1] != "digits_mlp"]
+def sampled(cases: list[tuple[Any, ...]]) -> list[Any]:
+    """Every third stack on one task, in which each defense comes first and last several times; the others are slow."""
+    places = {defense: i for i, defense in enumerate(DEFENSES.values())}
+    return [
+        case
+        if case[-1] == "digits_mlp" and (places[case[0]] + places[case[1]]) % 3 == 0
+        else pytest.param(*case, marks=pytest.mark.slow)
+        for case in cases
+    ]
 
 
-@pytest.mark.parametrize(("first", "second", "name"), [*PLAIN, *OTHERS])
+@pytest.mark.parametrize(("first", "second", "name"), sampled(STACKS))
 def test_stacks(first: type[sm.Defense], second: type[sm.Defense], name: str) -> None:
     laws.law_stacks(first.tiny(), second.tiny(), name)
 
