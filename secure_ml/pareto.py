@@ -45,8 +45,8 @@ def front(points: Sequence[Sequence[float]], better: Sequence[int]) -> list[bool
     if not points:
         return []
     good: NDArray[np.float64] = np.asarray(points, dtype=np.float64) * np.asarray(better, dtype=np.float64)
-    known: NDArray[np.bool_] = ~np.isnan(good).any(axis=1, keepdims=True)[:, 0]
-    return [bool(known[i]) and not _beaten(good[i], good[known]) for i in range(len(good))]
+    known = [not any(map(math.isnan, point)) for point in points]
+    return [ok and not _beaten(point, good[known]) for ok, point in zip(known, good, strict=True)]
 
 
 def _beaten(point: NDArray[np.float64], others: NDArray[np.float64]) -> bool:

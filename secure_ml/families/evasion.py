@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any, ClassVar, Literal, final
@@ -16,6 +16,7 @@ from secure_ml.access import Access, BlackBox, WhiteBox
 from secure_ml.attack import Attack, Result, stopwatch
 from secure_ml.batch import Batch, Tree, join
 from secure_ml.errors import NotApplicable, UsageError, require
+from secure_ml.exhibits import exhibits
 from secure_ml.kernels import fast_convolutions
 from secure_ml.outputs import Classes, Reveal
 from secure_ml.randomness import generator, seeded
@@ -108,7 +109,7 @@ class Evasion(Attack):
         rng = generator(seed, "evasion", repr(self))
         few = batch.take(slice(0, 8)).inputs
         with seeded(seed, "evasion"), fast_convolutions(victim.module, few), stopwatch(victim.device) as seconds:
-            clean, attacked = _outcomes(self, victim.served, access, batch, threat, rng)
+            clean, attacked, shown = _outcomes(self, victim.served, access, batch, threat, rng)
         worst = task.score.worse(clean, attacked)
         row = make_row(
             victim,
@@ -120,7 +121,7 @@ class Evasion(Attack):
             gradients=access.gradients,
             seconds=seconds[0],
         )
-        return Result((row,), {"worst": worst.cpu()})
+        return Result((row,), {"worst": worst.cpu(), **shown})
 
     @final
     def craft(self, victim: Victim, *, threat: Threat | None, seed: int, examples: int) -> tuple[Batch, Batch]:
@@ -230,8 +231,8 @@ def craft(attack: Evasion, access: Access, batch: Batch, threat: Threat, rng: to
 
 def _outcomes(
     attack: Evasion, served: Served, access: Access, batch: Batch, threat: Threat, rng: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """What the score keeps of each example (of each episode), clean and attacked, from what is served."""
+) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    """What the score keeps of each example (of each episode), clean and attacked, and some to be looked at."""
     score = access.task.score
     if isinstance(score, ClosedLoop):
 
@@ -239,10 +240,12 @@ def _outcomes(
             seen = Batch(inputs, score.target(access(inputs)))
             return served(attack_batch(attack, access, seen, threat, rng).inputs)
 
-        return score.values(served, batch), score.values(misled, batch)
-    answers = served(join([batch.inputs, craft(attack, access, batch, threat, rng).inputs]))
+        return score.values(served, batch), score.values(misled, batch), {}
+    changed = craft(attack, access, batch, threat, rng).inputs
+    answers = served(join([batch.inputs, changed]))
     clean, attacked = (_kept(score, half, batch) for half in answers.split(len(batch)))
-    return clean, attacked
+    shown = exhibits(access.task, batch, changed, answers, score.harm(attacked) - score.harm(clean))
+    return clean, attacked, shown
 
 
 def _kept(score: Score, answers: Tensor, batch: Batch) -> Tensor:
