@@ -7,13 +7,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import tyro
 
 from attacks.scrutiny import _contract, _strength
 from experiments._gate_files import junit, sarif
 from secure_ml.gate import Verdict, conditions, judge
 from secure_ml.rows import Row, package_version
 
+FailIf: TypeAlias = tyro.conf.UseAppendAction[tuple[str, ...]]
+"""The option of a command: one condition each time that it is given."""
 GROUPS = {
     "gradient_masking": (_contract.GRADIENTS, _strength.ORDER, _strength.CURVE, _strength.BLACK_BOX),
 }

@@ -14,11 +14,13 @@ from tabulate import tabulate
 
 from experiments._catalog import Catalog, parse, set_data_directory
 from experiments._fidelity import Offer, draw_fidelity, offers
+from experiments._gate import FailIf, apply
 from experiments._run import run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
 from secure_ml.errors import require
 from secure_ml.families.extraction import KEPT, MOVED, Extraction
+from secure_ml.gate import conditions
 from secure_ml.rows import Row, cell, pool_rows, save_rows
 from secure_ml.task import Task
 
@@ -70,12 +72,15 @@ class Extract:
     """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
     json: bool = False
     """Print the rows as JSON Lines instead of tables."""
+    fail_if: FailIf = ()
+    """A condition under which the run has failed, exit code 1: 'robust_accuracy@linf:0.1 < 0.6'; may be repeated."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and the plot, print the table."""
     options, catalog = parse(Extract, argv, "secure-ml extraction")
     set_data_directory(options.data_dir)
+    conditions(options.fail_if)
     for name in ("seeds", "examples", "threads", "workers"):
         given = getattr(options, name)
         require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
@@ -95,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     draw_fidelity(found, options.out / "extraction.png", f"copies of {task}")
     print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
     print(f"rows, models and plots are in {options.out}", file=sys.stderr)
-    return 0
+    return apply(rows, options.fail_if, options.out)
 
 
 def make_cells(options: Extract, catalog: Catalog, task: Task) -> list[Cell]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from experiments._catalog import Catalog, parse, set_data_directory, threat_of
+from experiments._gate import FailIf, apply
 from experiments._plots import draw
 from experiments._run import judge, run
 from secure_ml.cells import Cell
 from secure_ml.errors import require
+from secure_ml.gate import conditions
 from secure_ml.rows import Row, save_rows, table
 
 DEFENSES = (
@@ -69,12 +71,15 @@ class Matrix:
     """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
     json: bool = False
     """Print the pooled rows as JSON Lines instead of a table."""
+    fail_if: FailIf = ()
+    """A condition under which the run has failed, exit code 1: 'robust_accuracy@linf:0.1 < 0.6'; may be repeated."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the matrix, keep rows and plots, print the tables."""
     options, catalog = parse(Matrix, argv, "secure-ml matrix")
     set_data_directory(options.data_dir)
+    conditions(options.fail_if)
     for name in ("seeds", "examples", "threads", "workers"):
         given = getattr(options, name)
         require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
@@ -88,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     draw(pooled, options.out)
     print("\n".join(json.dumps(asdict(row)) for row in pooled) if options.json else text)
     print(f"rows, models and plots are in {options.out}", file=sys.stderr)
-    return 0
+    return apply(pooled, options.fail_if, options.out)
 
 
 def make_cells(options: Matrix, catalog: Catalog) -> list[Cell]:

@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from attacks.scrutiny.privacy_checks import PrivacyChecks
 from experiments._catalog import Catalog, parse, set_data_directory
+from experiments._gate import FailIf, apply
 from experiments._privacy_plots import Point, draw_privacy
 from experiments._roc import draw_rocs
 from experiments._run import run
@@ -22,6 +23,7 @@ from secure_ml.defense import stack_name
 from secure_ml.errors import require
 from secure_ml.families.audit import MEASURE, Audit
 from secure_ml.families.membership import FALSE_POSITIVES, Membership
+from secure_ml.gate import conditions
 from secure_ml.roc import Roc, roc
 from secure_ml.rows import Row, cell, findings, pool_rows, save_rows
 from secure_ml.task import Task
@@ -67,12 +69,15 @@ class Privacy:
     """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
     json: bool = False
     """Print the rows as JSON Lines instead of tables."""
+    fail_if: FailIf = ()
+    """A condition under which the run has failed, exit code 1: 'robust_accuracy@linf:0.1 < 0.6'; may be repeated."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and plots, print the tables and the checks."""
     options, catalog = parse(Privacy, argv, "secure-ml privacy")
     set_data_directory(options.data_dir)
+    conditions(options.fail_if)
     for name in ("seeds", "examples", "threads", "workers"):
         given = getattr(options, name)
         require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
@@ -98,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     draw_rocs(_rocs(pairs), options.out / "roc.png", f"membership in the training data of {task}")
     print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
     print(f"rows, models and plots are in {options.out}", file=sys.stderr)
-    return 0
+    return apply(rows, options.fail_if, options.out)
 
 
 def make_cells(options: Privacy, catalog: Catalog, task: Task) -> list[Cell]:

@@ -16,12 +16,14 @@ from attacks.certification.certified import Certified
 from attacks.scrutiny.evasion_checks import EvasionChecks
 from experiments._catalog import Catalog, parse, set_data_directory, threat_of
 from experiments._curves import Curve, draw_curves
+from experiments._gate import FailIf, apply
 from experiments._run import run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
 from secure_ml.defense import stack_name
 from secure_ml.errors import UsageError, require
 from secure_ml.families.evasion import Evasion
+from secure_ml.gate import conditions
 from secure_ml.rows import Row, cell, findings, pool_rows, save_rows
 from secure_ml.stats import clopper_pearson
 from secure_ml.task import Task
@@ -75,12 +77,15 @@ class Robustness:
     """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
     json: bool = False
     """Print the rows as JSON Lines instead of a table."""
+    fail_if: FailIf = ()
+    """A condition under which the run has failed, exit code 1: 'robust_accuracy@linf:0.1 < 0.6'; may be repeated."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and plot, print the table and the checks."""
     options, catalog = parse(Robustness, argv, "secure-ml robustness")
     set_data_directory(options.data_dir)
+    conditions(options.fail_if)
     for name in ("seeds", "examples", "threads", "workers"):
         given = getattr(options, name)
         require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
@@ -102,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
     draw_curves(curves, options.out / "robustness.png", f"{task}: {task.score.name} under {type(threat).__name__}")
     print("\n".join(json.dumps(asdict(row)) for row in (*rows, *checked)) if options.json else text)
     print(f"rows, models and the plot are in {options.out}", file=sys.stderr)
-    return 0
+    return apply([*rows, *checked], options.fail_if, options.out)
 
 
 def make_cells(options: Robustness, catalog: Catalog, task: Task, threat: Threat) -> list[Cell]:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from experiments._gate import GROUPS, apply
+from experiments._main import main
 from secure_ml.errors import UsageError
 from secure_ml.families.scrutiny import VERDICTS
 from secure_ml.gate import conditions, judge
@@ -250,3 +251,27 @@ def test_sarif(written: Path) -> None:
 def test_verdicts_are_ordered_from_good_to_bad() -> None:
     """On this order ``check:x >= WARN`` rests."""
     assert VERDICTS == ("PASS", "SKIP", "WARN", "FAIL")
+
+
+TINY = ["--task", "digits_mlp(tiny=True)", "--seeds", "1", "--workers", "1", "--defense", "none"]
+
+
+def test_the_gate_of_a_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1 for a gate that failed, 2 for one that cannot be read, before anything is trained."""
+    argv = ["matrix", *TINY, "--attack", "pgd", "--out", str(tmp_path / "run")]
+    assert main([*argv, "--fail-if", "robust_accuracy << 0.1"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*argv, "--fail-if", "robust_accuracy > 2", "--fail-if", "[none] accuracy < 2"]) == 1
+    printed = capsys.readouterr()
+    assert "the gate: 1 of 2 failed" in printed.err
+    assert "passed" not in printed.out
+    assert main([*argv, "--fail-if", "robust_accuracy > 2"]) == 0
+    assert {path.name for path in (tmp_path / "run").glob("*gate*")} == {"gate.json", "gate.sarif"}
+
+
+@pytest.mark.parametrize("command", ["robustness", "privacy", "extraction"])
+def test_every_table_has_a_gate(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [command, *TINY, "--out", str(tmp_path / "run"), "--fail-if", "accuracy"]
+    assert main(argv) == 2
+    assert "the condition 'accuracy' cannot be read" in capsys.readouterr().err
