@@ -69,7 +69,7 @@ def run(name: str, cells: list[Cell], store: Store) -> list[Result]:
     """The result of each cell, with a bar that shows how many are done."""
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task(name, total=len(cells))
-        return run_cells(cells, store, workers=1, progress=lambda _, done: progress.advance(bar, done))
+        return run_cells(cells, store, workers=1, progress=lambda event: progress.advance(bar, event.cells))
 
 
 def make_cells(name: str) -> list[Cell]:

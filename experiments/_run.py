@@ -26,7 +26,9 @@ def run(cells: Sequence[Cell], out: Path, device: str, threads: int, workers: in
     columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("training", total=len(cells))
-        return run_cells(cells, store, workers, lambda doing, n: progress.update(bar, description=doing, advance=n))
+        return run_cells(
+            cells, store, workers, lambda event: progress.update(bar, description=event.kind, advance=event.cells)
+        )
 
 
 def judge(cells: Sequence[Cell], results: Sequence[Result]) -> list[Row]:

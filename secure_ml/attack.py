@@ -31,6 +31,8 @@ class Result:
     """What serving the answers cost, in counts: queries that were encrypted, say."""
     obstacle: str = ""
     """Why there is nothing to measure; then the one row says so."""
+    failed: bool = False
+    """Whether the obstacle is an error or a limit, so that trying again may end otherwise."""
 
 
 class Attack(ABC):

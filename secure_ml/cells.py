@@ -2,258 +2,189 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import shutil
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-import torch
-from joblib import Parallel, delayed
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
-from secure_ml.attack import Attack, Result
-from secure_ml.defense import Defense, stack_name
+from secure_ml.attack import Result
 from secure_ml.errors import NotApplicable, UsageError
-from secure_ml.identity import Unidentifiable, digest, ground_floor, identify
-from secure_ml.report import card, with_usage
-from secure_ml.rows import Row, package_version, row_from
-from secure_ml.task import Task
-from secure_ml.threats import Threat
-from secure_ml.training import fit
-from secure_ml.victim import Victim, atomic_folder, resolve_device
+from secure_ml.executors import UNLIMITED, Executor, Here, Limits, Processes
+from secure_ml.store import PACKAGES, Cell, CorruptStore, Job, Stack, Store
+from secure_ml.work import Outcome, Piece, failed, without_meaning
 
-Stack = tuple[Defense, ...]
-PACKAGES = (
-    "secure-ml",
-    "torch",
-    "torchvision",
-    "opacus",
-    "tenseal",
-    "numpy",
-    "scikit-learn",
-    "transformers",
-    "gymnasium",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One attack (or, without one, the plain report) on one victim."""
-
-    task: Task
-    defenses: Stack
-    attack: Attack | None
-    seed: int
-    threat: Threat | None = None
-    examples: int = 1000
+__all__ = [
+    "PACKAGES",
+    "Agenda",
+    "Cell",
+    "CorruptStore",
+    "Event",
+    "Job",
+    "Limits",
+    "Stack",
+    "Store",
+    "carry_out",
+    "local",
+    "plan",
+    "run_cells",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """A cell with the names, in a store, of its trained model and of itself; None where it cannot be cached."""
+class Event:
+    """Something that progress tells: a piece was started in a place, or finished there, and with it some cells."""
 
-    cell: Cell
-    model: str | None
-    name: str | None
+    kind: Literal["found", "started", "trained", "attacked", "failed"]
+    cells: int = 0
+    """How many cells are finished by it."""
+    piece: Piece | None = None
+    place: str = ""
+    outcome: Outcome | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Store:
-    """A run's folder, and the settings of the machine that are part of every name in it."""
+Progress = Callable[[Event], None]
 
-    folder: Path
-    device: str = "cpu"
-    threads: int = 1
 
-    def jobs(self, cells: Sequence[Cell]) -> list[Job]:
-        """The cells by name. A task's data is hashed once; a name changes with anything that may change a result."""
-        data: dict[int, str] = {}
-        return [self._job(cell, data) for cell in cells]
+@dataclass
+class Agenda:
+    """What is done of a run and what is left: models to train, cells whose model is being trained, cells to compute."""
 
-    def _job(self, cell: Cell, data: dict[int, str]) -> Job:
-        task = cell.task
-        try:
-            if id(task) not in data:
-                data[id(task)] = digest(identify(task), task.draw(0).fingerprint())
-            base = (*_machine(self.device, self.threads), data[id(task)], str(cell.seed))
-            trained = tuple(defense for defense in cell.defenses if defense.trains())
-            rest = (cell.defenses, cell.attack, cell.threat or task.threat, cell.examples)
-            return Job(cell=cell, model=digest(*base, identify(trained)), name=digest(*base, identify(rest)))
-        except Unidentifiable as what:
-            warnings.warn(f"{task}: {what} has no readable source, so its cells are not cached", stacklevel=2)
-            return Job(cell=cell, model=None, name=None)
+    jobs: list[Job]
+    done: dict[int, Result]
+    found: int
+    """Cells that the store held."""
+    untrained: dict[str, Job]
+    """A job for each model that is still to be trained."""
+    blocked: dict[str, list[int]]
+    """The cells that wait for a model."""
+    ready: list[int]
+    doing: dict[str, tuple[Piece, int | None]] = field(default_factory=dict)
+    """By place: a piece, and its cell where it is one."""
 
-    def trained(self, job: Job) -> bool:
-        """Whether the job's model is here."""
-        return job.model is not None and self._model(job).exists()
+    @property
+    def meaningless(self) -> int:
+        """Cells that have no meaning."""
+        return sum(bool(result.obstacle) and not result.failed for result in self.done.values())
 
-    def victim(self, job: Job) -> Victim:
-        """The job's victim: loaded if its model is here, else trained and, where it has a name, kept."""
-        cell = job.cell
-        if self.trained(job):
-            return Victim.load(self._model(job), cell.task, cell.defenses, device=self.device)
-        unfinished = self.folder / "checkpoints" / job.model if job.model else None
-        victim = fit(cell.task, cell.defenses, seed=cell.seed, device=self.device, checkpoint=unfinished)
-        if job.model:
-            victim.save(self._model(job))
-        return victim
+    @property
+    def failed(self) -> int:
+        """Cells that went wrong."""
+        return sum(result.failed for result in self.done.values())
 
-    def read(self, job: Job) -> Result | None:
-        """The job's result if it is done; `UsageError` if its files are corrupt."""
-        folder = self.folder / "cells" / (job.name or "")
-        if job.name is None or not folder.exists():
+    def waiting(self) -> list[Piece]:
+        """Every piece that was not started yet."""
+        cells = [i for several in self.blocked.values() for i in several] + self.ready
+        return [
+            *(Piece(kind="train", job=job) for job in self.untrained.values()),
+            *(Piece(kind="attack", job=self.jobs[i]) for i in cells),
+        ]
+
+    def next(self, place: str, last: str | None) -> Piece | None:
+        """The next piece for a place; of cells that are ready, one on the model that the place met last."""
+        if self.untrained:
+            model = next(iter(self.untrained))
+            self.doing[place] = Piece(kind="train", job=self.untrained.pop(model)), None
+        elif self.ready:
+            near = (i for i in self.ready if last is not None and self.jobs[i].model == last)
+            i = next(near, self.ready[0])
+            self.ready.remove(i)
+            self.doing[place] = Piece(kind="attack", job=self.jobs[i]), i
+        else:
             return None
-        try:
-            rows = json.loads((folder / "rows.json").read_text())
-            known, usage = (tuple(row_from(row) for row in rows[part]) for part in ("rows", "usage"))
-            return Result(known, load_file(folder / "evidence.safetensors"), usage, rows["obstacle"])
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError):
-            raise UsageError(f"the cell {folder} is corrupt: delete that folder, and it is computed again") from None
+        return self.doing[place][0]
 
-    def write(self, job: Job, result: Result) -> None:
-        """Keep a result, all or nothing."""
-        if job.name is None:
-            return
-        rows: dict[str, object] = {"rows": [asdict(row) for row in result.rows]}
-        rows |= {"usage": [asdict(row) for row in result.usage], "obstacle": result.obstacle}
-        with atomic_folder(self.folder / "cells" / job.name) as draft:
-            (draft / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
-            save_file({k: v.contiguous() for k, v in result.evidence.items()}, draft / "evidence.safetensors")
+    def finish(self, place: str, outcome: Outcome) -> Event:
+        """Note what became of the piece of a place; raises `CorruptStore` where the run cannot go on."""
+        piece, i = self.doing.pop(place)
+        if outcome.fatal:
+            raise CorruptStore(outcome.fatal)
+        if i is not None:
+            self.done[i] = _result(piece.job.cell, outcome)
+            kind: Literal["failed", "attacked"] = "failed" if outcome.failure else "attacked"
+            return Event(kind=kind, cells=1, piece=piece, place=place, outcome=outcome)
+        cells = self.blocked.pop(piece.job.model or "")
+        if not outcome.failure and not outcome.obstacle:
+            self.ready = sorted([*self.ready, *cells])
+            return Event(kind="trained", piece=piece, place=place, outcome=outcome)
+        for cell in cells:
+            self.done[cell] = _result(self.jobs[cell].cell, outcome)
+        kind = "failed" if outcome.failure else "attacked"
+        return Event(kind=kind, cells=len(cells), piece=piece, place=place, outcome=outcome)
 
-    def _model(self, job: Job) -> Path:
-        assert job.model is not None
-        return self.folder / "models" / job.model
+
+def _result(cell: Cell, outcome: Outcome) -> Result:
+    if outcome.result is not None:
+        return outcome.result
+    return failed(cell, outcome.failure) if outcome.failure else without_meaning(cell, outcome.obstacle)
 
 
-def run_cells(cells: Sequence[Cell], store: Store, workers: int, progress: Callable[[str, int], None]) -> list[Result]:
-    """The result of every cell. Models that several cells share are trained once, first.
-
-    Workers are processes and change no result. ``progress`` hears what was done and how many cells it finished.
-    """
+def plan(cells: Sequence[Cell], store: Store) -> Agenda:
+    """What there is to do for these cells: those without meaning and those that the store holds are done."""
     done = {i: met for i, cell in enumerate(cells) if (met := _obstacle(cell)) is not None}
     jobs = store.jobs(cells)
-    done |= {i: kept for i, job in enumerate(jobs) if i not in done and (kept := store.read(job)) is not None}
-    progress("found", len(done))
-    _sweep(store.folder)
-    waiting = [i for i in range(len(jobs)) if i not in done]
-    owners = {jobs[i].model: jobs[i] for i in reversed(waiting) if jobs[i].model and not store.trained(jobs[i])}
-    for _ in _each(_train, store, list(enumerate(reversed(owners.values()))), workers):
-        progress("trained", 0)
-    for i, result in _each(_compute, store, [(i, jobs[i]) for i in waiting], workers):
-        done[i] = result
-        progress("attacked", 1)
-    return [done[i] for i in range(len(jobs))]
+    kept = {i: found for i, job in enumerate(jobs) if i not in done and (found := store.read(job)) is not None}
+    done |= kept
+    store.shelf.sweep()
+    agenda = Agenda(jobs=jobs, done=done, found=len(kept), untrained={}, blocked={}, ready=[])
+    trained: dict[str, bool] = {}
+    for i, job in enumerate(jobs):
+        if i in done:
+            continue
+        if job.model is None or trained.setdefault(job.model, store.trained(job)):
+            agenda.ready.append(i)
+        else:
+            agenda.untrained.setdefault(job.model, job)
+            agenda.blocked.setdefault(job.model, []).append(i)
+    return agenda
 
 
-T = TypeVar("T")
-
-
-def _sweep(folder: Path) -> None:
-    """Remove drafts that killed runs left behind more than an hour ago."""
-    for draft in (*folder.glob("cells/.*"), *folder.glob("models/.*")):
-        if time.time() - draft.stat().st_mtime > 3600:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
+def carry_out(agenda: Agenda, pool: Executor, progress: Progress) -> list[Result]:
+    """Do what is left, in the places of an executor that was opened; the result of every cell, in their order."""
+    last: dict[str, str | None] = {}
     try:
-        yield
+        while True:
+            for place in pool.free():
+                if piece := agenda.next(place, last.get(place)):
+                    last[place] = piece.job.model
+                    pool.start(place, piece)
+                    progress(Event(kind="started", piece=piece, place=place))
+            if not agenda.doing:
+                return [agenda.done[i] for i in range(len(agenda.jobs))]
+            for place, outcome in pool.finished():
+                progress(agenda.finish(place, outcome))
     finally:
-        torch.set_num_threads(before)
+        pool.close()
 
 
-def _each(
-    work: Callable[[Store, int, Job], tuple[int, T]], store: Store, jobs: list[tuple[int, Job]], workers: int
-) -> Iterator[tuple[int, T]]:
-    if workers == 1 or len(jobs) < 2:
-        yield from (work(store, i, job) for i, job in jobs)
-        return
-    pool = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="all", batch_size=1)
-    yield from pool(delayed(_in_worker)(os.getpid(), work, store, i, job) for i, job in jobs)
+def local(workers: int, limits: Limits = UNLIMITED) -> Executor:
+    """This process where one worker without limits is enough, which any user can debug; else worker processes."""
+    return Here() if workers == 1 and not limits else Processes(workers, limits)
 
 
-def _in_worker(
-    parent: int, work: Callable[[Store, int, Job], tuple[int, T]], store: Store, index: int, job: Job
-) -> tuple[int, T]:
-    if parent == os.getppid():
-        _end_with(parent)
-    return work(store, index, job)
+def run_cells(
+    cells: Sequence[Cell], store: Store, workers: int, progress: Progress, limits: Limits = UNLIMITED
+) -> list[Result]:
+    """The result of every cell. Models that several cells share are trained once, first.
 
-
-@cache
-def _end_with(parent: int) -> None:
-    """End this worker soon after its parent, however that ended; otherwise it would work through the whole queue."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _train(store: Store, index: int, job: Job) -> tuple[int, None]:
-    with _threads(store.threads), suppress(NotApplicable):  # the cells that need this victim will say why
-        store.victim(job)
-    return index, None
-
-
-def _compute(store: Store, index: int, job: Job) -> tuple[int, Result]:
-    cell = job.cell
-    try:
-        with _threads(store.threads):
-            victim = store.victim(job)
-            if cell.attack is None:
-                result = card(victim)
-            else:
-                result = cell.attack.evaluate(victim, threat=cell.threat, seed=cell.seed, examples=cell.examples)
-            result = with_usage(victim, result)
-    except NotApplicable as why:
-        result = _without_meaning(cell, str(why))
-    store.write(job, result)
-    return index, result
+    Workers are processes and change no result. A cell that goes wrong is a row that says how, and is tried again by
+    the next call; raises `CorruptStore` where what is on disk cannot be read.
+    """
+    pool = local(workers, limits)
+    agenda = plan(cells, pool.open(store))
+    progress(Event(kind="found", cells=len(agenda.done)))
+    return carry_out(agenda, pool, progress)
 
 
 def _obstacle(cell: Cell) -> Result | None:
-    """The result of a cell that has no meaning, as far as it can be told without training."""
+    """The result of a cell that has no meaning, or whose check fails, as far as it can be told without training."""
     try:
         for defense in cell.defenses:
             defense.check(cell.task)
         if cell.attack is not None:
             cell.attack.check(cell.task, cell.threat)
     except NotApplicable as why:
-        return _without_meaning(cell, str(why))
+        return without_meaning(cell, str(why))
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a method does, the other cells go on
+        return failed(cell, f"{type(error).__name__}: {error}")
     return None
-
-
-def _without_meaning(cell: Cell, why: str) -> Result:
-    row = Row(
-        task=repr(cell.task),
-        defenses=stack_name(cell.defenses),
-        attack=repr(cell.attack) if cell.attack else "",
-        seeds=(cell.seed,),
-        measure=cell.attack.family if cell.attack else cell.task.score.name,
-        note=why,
-        version=package_version(),
-    )
-    return Result((row,), obstacle=why)
-
-
-def _machine(device: str, threads: int) -> tuple[str, ...]:
-    """What may change a number besides the settings."""
-    place = resolve_device(device)
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine()
-    return name, str(threads), *(f"{package} {package_version(package)}" for package in PACKAGES), ground_floor()

@@ -39,7 +39,7 @@ def cells(seeds: int = 2) -> list[Cell]:
 def run(store: Store, some: list[Cell], workers: int = 1) -> tuple[list[object], list[str]]:
     """Results without seconds, and what was done for them."""
     heard: list[str] = []
-    results = run_cells(some, store, workers, lambda doing, n: heard.append(f"{doing} {n}"))
+    results = run_cells(some, store, workers, lambda event: heard.append(f"{event.kind} {event.cells}"))
     return [timeless(result) for result in results], heard
 
 
@@ -137,7 +137,7 @@ def test_reasons_instead_of_numbers(tmp_path: Path) -> None:
     """A method without meaning is a row that says why, and the rest goes on."""
     task = tiny_task("linear_regression")
     some = [Cell(task=task, defenses=d, attack=a, seed=0) for d in ((), (LabelOnly(),)) for a in ATTACKS]
-    results = run_cells(some, Store(folder=tmp_path), 1, lambda doing, n: None)
+    results = run_cells(some, Store(folder=tmp_path), 1, lambda event: None)
     assert [bool(result.obstacle) for result in results] == [False] * 4 + [True] * 4
     rows = verdict(task, [(cell.attack, result) for cell, result in zip(some[4:], results[4:], strict=True)])
     assert [(row.value, row.measure) for row in rows] == [(None, "RMSE")]
@@ -150,7 +150,7 @@ from pathlib import Path
 from tests.test_cells import cells
 from secure_ml.cells import Store, run_cells
 print("ready", flush=True)
-run_cells(cells(6), Store(folder=Path(sys.argv[1])), 1, lambda doing, n: print(doing, flush=True))
+run_cells(cells(6), Store(folder=Path(sys.argv[1])), 1, lambda event: print(event.kind, flush=True))
 """
 
 
@@ -175,22 +175,34 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     assert same(resumed, undisturbed)
 
 
-WORKER = "import os, time; from secure_ml.cells import _end_with; _end_with(os.getppid()); print('up'); time.sleep(60)"
-PARENT = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-uc', {WORKER!r}]); print(p.pid); p.wait()"
+PARENT = """
+import queue, time
+from pathlib import Path
+from secure_ml.executors import Worker
+news = queue.SimpleQueue()
+worker = Worker(news, 1)
+news.get()
+print(worker.process.pid, flush=True)
+import cloudpickle
+worker.start(cloudpickle.dumps(lambda: None), b"cos\\nsystem\\n(S'sleep 60'\\ntR.")
+time.sleep(60)
+"""
 
 
 def test_a_worker_ends_with_its_killed_parent() -> None:
     """A worker in the middle of a long cell does not outlive the run."""
     process = subprocess.Popen([sys.executable, "-uc", PARENT], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    process.stdout.readline()
-    assert process.stdout.readline() == "up\n"
+    worker = Path("/proc") / process.stdout.readline().strip()
+    process.stdout.close()
+    time.sleep(0.5)
+    assert worker.exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
     start = time.monotonic()
-    process.stdout.read()  # until nobody holds the pipe: the worker would sleep for a minute
-    process.stdout.close()
-    assert time.monotonic() - start < 30
+    while worker.exists() and time.monotonic() - start < 30:
+        time.sleep(0.1)
+    assert not worker.exists()
 
 
 def test_rows_survive_json() -> None:

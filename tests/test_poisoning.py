@@ -363,7 +363,7 @@ def test_the_best_at_each_share_is_kept() -> None:
 
 def test_cells_are_found_again(tmp_path: Path) -> None:
     cells = [Cell(task=tiny_task(DIGITS), defenses=(), attack=a, seed=0) for a in (BadNets(), BadNets(share=1e-9))]
-    first, again = (run_cells(cells, Store(folder=tmp_path), 1, lambda doing, n: None) for _ in range(2))
+    first, again = (run_cells(cells, Store(folder=tmp_path), 1, lambda event: None) for _ in range(2))
     assert all(same(timeless(one), timeless(other)) for one, other in zip(first, again, strict=True))
 
 
