@@ -1,34 +1,92 @@
-"""What every script that fills a table of cells does: train and attack, with a progress bar, and resume."""
+"""What every script that fills a table of cells does: train and attack, show how it goes on, and resume."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+from experiments._board import Board
 from secure_ml.attack import Attack, Result
-from secure_ml.cells import Cell, Store, run_cells
+from secure_ml.cells import Agenda, Cell, Event, Limits, Store, carry_out, local, plan
+from secure_ml.costs import Costs, duration
 from secure_ml.defense import stack_name
+from secure_ml.executors import UNLIMITED, Executor
 from secure_ml.report import verdict
 from secure_ml.rows import Row
+from secure_ml.shelf import Local
 from secure_ml.task import Task
 from secure_ml.victim import resolve_device, writable
 
 
-def run(cells: Sequence[Cell], out: Path, device: str, threads: int, workers: int | None) -> list[Result]:
-    """The result of each cell; those that an earlier call finished are found again in ``out``."""
-    place = resolve_device(device).type
-    store = Store(folder=writable(out), device=place, threads=threads)
-    workers = workers or (1 if place == "cuda" else max(1, (os.cpu_count() or 1) // threads))
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("training", total=len(cells))
-        return run_cells(
-            cells, store, workers, lambda event: progress.update(bar, description=event.kind, advance=event.cells)
-        )
+def run(
+    cells: Sequence[Cell],
+    out: Path | str,
+    device: str,
+    threads: int,
+    workers: int | None,
+    limits: Limits = UNLIMITED,
+    executor: Executor | None = None,
+) -> list[Result]:
+    """The result of each cell; those that an earlier call finished are found again in ``out``.
+
+    What it will take is said first, as far as earlier cells of the folder tell.
+    """
+    store = store_at(out, device, threads) if executor is None else Store(folder=out, device=device, threads=threads)
+    places = workers_of(store, workers)
+    pool = executor or local(places, limits)
+    store = pool.open(store)
+    places = len(pool.free())
+    agenda, costs = plan(cells, store), Costs.read(store.shelf, store.device, store.threads)
+    board = Board(agenda, costs, places)
+    if agenda.waiting():
+        print(announcement(agenda, costs, places), file=sys.stderr)
+    try:
+        with board.showing():
+            return carry_out(agenda, pool, lambda event: _note(event, board, store))
+    finally:
+        costs.write(store.shelf)
+
+
+def store_at(out: Path | str, device: str, threads: int) -> Store:
+    """The store of a run on this machine; `UsageError` for a device that is not there, or a place not to be written."""
+    store = Store(folder=out, device=resolve_device(device).type, threads=threads)
+    if isinstance(store.shelf, Local):
+        writable(store.shelf.folder)
+    return store
+
+
+def workers_of(store: Store, workers: int | None) -> int:
+    """As many as the cores hold threads unless given, 1 on a GPU."""
+    return workers or (1 if store.device == "cuda" else max(1, (os.cpu_count() or 1) // store.threads))
+
+
+def announcement(agenda: Agenda, costs: Costs, places: int) -> str:
+    """What there is to do, and what it will take."""
+    waiting = agenda.waiting()
+    models = sum(piece.kind == "train" for piece in waiting)
+    parts = {
+        "found": agenda.found,
+        "n/a": agenda.meaningless,
+        "to compute": len(waiting) - models,
+    }
+    said = ", ".join(f"{number} {what}" for what, number in parts.items())
+    trained = f", after training {models} models" if models else ""
+    forecast = costs.forecast(waiting, [], places)
+    return f"{len(agenda.jobs)} cells: {said}{trained}; on {places} workers: {forecast}"
+
+
+def crashed(results: Sequence[Result]) -> int:
+    """The exit code of a run, 2 where cells went wrong, which is then said on stderr; else 0."""
+    lost = sum(result.failed for result in results)
+    if not lost:
+        return 0
+    print(
+        f"secure-ml: {lost} of {len(results)} cells failed; their rows say how, and the same command tries them again",
+        file=sys.stderr,
+    )
+    return 2
 
 
 def judge(cells: Sequence[Cell], results: Sequence[Result]) -> list[Row]:
@@ -41,3 +99,11 @@ def judge(cells: Sequence[Cell], results: Sequence[Result]) -> list[Row]:
     for task, attempts in groups.values():
         rows += verdict(task, attempts)
     return rows
+
+
+def _note(event: Event, board: Board, store: Store) -> None:
+    """Tell the board; keep where a failure came from."""
+    board.hear(event)
+    if event.outcome and event.outcome.trace and event.piece and isinstance(store.shelf, Local):
+        with (store.shelf.folder / "failures.txt").open("a") as file:
+            file.write(f"{event.piece}, after {duration(event.outcome.seconds)}\n{event.outcome.trace}\n")

@@ -15,12 +15,13 @@ from tabulate import tabulate
 from experiments._catalog import Catalog, parse, set_data_directory
 from experiments._fidelity import Offer, draw_fidelity, offers
 from experiments._gate import FailIf, apply
-from experiments._run import run
+from experiments._run import crashed, run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
 from secure_ml.errors import require
 from secure_ml.families.extraction import KEPT, MOVED, Extraction
 from secure_ml.gate import conditions
+from secure_ml.report import with_failures
 from secure_ml.rows import Row, cell, pool_rows, save_rows
 from secure_ml.task import Task
 
@@ -100,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
     draw_fidelity(found, options.out / "extraction.png", f"copies of {task}")
     print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
     print(f"rows, models and plots are in {options.out}", file=sys.stderr)
-    return apply(rows, options.fail_if, options.out)
+    return max(crashed(results), apply(rows, options.fail_if, options.out))
 
 
 def make_cells(options: Extract, catalog: Catalog, task: Task) -> list[Cell]:
@@ -130,7 +131,9 @@ def pooled(pairs: Sequence[tuple[Cell, Result]]) -> list[Row]:
     for results in groups.values():
         met = [result for result in results if not result.obstacle]
         if met:
-            rows += [pool_rows(same) for same in zip(*(result.rows for result in met), strict=True)]
+            rows += with_failures(
+                [pool_rows(same) for same in zip(*(result.rows for result in met), strict=True)], results
+            )
         else:
             rows.append(pool_rows([result.rows[0] for result in results]))
     return rows

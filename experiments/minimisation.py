@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attacks.reconstruction.attribute_inference import AttributeInference
 from experiments._catalog import Catalog, parse, set_data_directory
-from experiments._run import run
+from experiments._run import crashed, run
 from secure_ml.attack import Attack, Result
 from secure_ml.batch import Batch, Splits
 from secure_ml.cells import Cell
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     _draw(found, task, options.out / "minimisation.png")
     print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
     print(f"rows, models and the plot are in {options.out}", file=sys.stderr)
-    return 0
+    return crashed(results)
 
 
 def features_of(task: Task, seed: int) -> dict[str, tuple[int, ...]]:

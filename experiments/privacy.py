@@ -16,7 +16,7 @@ from experiments._catalog import Catalog, parse, set_data_directory
 from experiments._gate import FailIf, apply
 from experiments._privacy_plots import Point, draw_privacy
 from experiments._roc import draw_rocs
-from experiments._run import run
+from experiments._run import crashed, run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
 from secure_ml.defense import stack_name
@@ -24,6 +24,7 @@ from secure_ml.errors import require
 from secure_ml.families.audit import MEASURE, Audit
 from secure_ml.families.membership import FALSE_POSITIVES, Membership
 from secure_ml.gate import conditions
+from secure_ml.report import with_failures
 from secure_ml.roc import Roc, roc
 from secure_ml.rows import Row, cell, findings, pool_rows, save_rows
 from secure_ml.task import Task
@@ -103,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     draw_rocs(_rocs(pairs), options.out / "roc.png", f"membership in the training data of {task}")
     print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
     print(f"rows, models and plots are in {options.out}", file=sys.stderr)
-    return apply(rows, options.fail_if, options.out)
+    return max(crashed(results), apply(rows, options.fail_if, options.out))
 
 
 def make_cells(options: Privacy, catalog: Catalog, task: Task) -> list[Cell]:
@@ -135,9 +136,9 @@ def pooled(pairs: Pairs, task: Task) -> list[Row]:
             if not met:
                 rows.append(pool_rows([r.rows[0] for r in here]))
             elif attack is None:
-                rows += [pool_rows(same) for same in zip(*(r.rows for r in met), strict=True)]
+                rows += with_failures([pool_rows(same) for same in zip(*(r.rows for r in met), strict=True)], here)
             else:
-                rows += attack.pool(task, [(attack, r) for r in met])
+                rows += with_failures(attack.pool(task, [(attack, r) for r in met]), here)
     return rows
 
 

@@ -17,13 +17,14 @@ from attacks.scrutiny.evasion_checks import EvasionChecks
 from experiments._catalog import Catalog, parse, set_data_directory, threat_of
 from experiments._curves import Curve, draw_curves
 from experiments._gate import FailIf, apply
-from experiments._run import run
+from experiments._run import crashed, run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
 from secure_ml.defense import stack_name
 from secure_ml.errors import UsageError, require
 from secure_ml.families.evasion import Evasion
 from secure_ml.gate import conditions
+from secure_ml.report import with_failures
 from secure_ml.rows import Row, cell, findings, pool_rows, save_rows
 from secure_ml.stats import clopper_pearson
 from secure_ml.task import Task
@@ -107,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     draw_curves(curves, options.out / "robustness.png", f"{task}: {task.score.name} under {type(threat).__name__}")
     print("\n".join(json.dumps(asdict(row)) for row in (*rows, *checked)) if options.json else text)
     print(f"rows, models and the plot are in {options.out}", file=sys.stderr)
-    return apply([*rows, *checked], options.fail_if, options.out)
+    return max(crashed(results), apply([*rows, *checked], options.fail_if, options.out))
 
 
 def make_cells(options: Robustness, catalog: Catalog, task: Task, threat: Threat) -> list[Cell]:
@@ -159,7 +160,9 @@ def _at_each(
     for factor in factors:
         here = [(attack, result) for attack, within, result in attempts if within == threat.scaled(factor)]
         met = [(attack, result) for attack, result in here if not result.obstacle]
-        rows.append(met[0][0].pool(task, met)[0] if met else pool_rows([result.rows[0] for _, result in here]))
+        results = [result for _, result in here]
+        pooled = met[0][0].pool(task, met)[0] if met else pool_rows([result.rows[0] for result in results])
+        rows += with_failures([pooled], results)
     return rows
 
 

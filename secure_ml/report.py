@@ -67,8 +67,19 @@ def verdict(task: Task, attempts: Sequence[tuple[Attack | None, Result]]) -> lis
             ]
         else:
             known = [(attack, result) for attack, result in met if attack is not None]
-            rows += known[0][0].pool(task, known)
+            rows += with_failures(known[0][0].pool(task, known), [result for _, result in tried])
     return rows + _total_usage([result for _, result in attempts])
+
+
+def with_failures(rows: Sequence[Row], results: Sequence[Result]) -> list[Row]:
+    """Pooled rows with a note on those of the results that went wrong, and which the rows say nothing about."""
+    lost = [result for result in results if result.failed]
+    if not lost or len(lost) == len(results):
+        return list(rows)
+    first = lost[0].rows[0]
+    which = f"{first.attack or 'report'}, seed {first.seeds[0]}, {first.note}"
+    about = f"{len(lost)} of {len(results)} are missing: {which}"
+    return [replace(row, note="; ".join(filter(None, (row.note, about)))) for row in rows]
 
 
 def with_usage(victim: Victim, result: Result) -> Result:
