@@ -18,6 +18,10 @@ Rows: TypeAlias = dict[str, Tensor]
 """Gradients ``(b, *shape)`` of single examples, by the parameter's name in its layer."""
 
 
+ROOM = 2**18
+"""Numbers of the windows of a convolution that are copied at once."""
+
+
 class Record:
     """What a layer keeps of a piece of a batch: squared norms of single gradients, and their sums under any weights."""
 
@@ -144,15 +148,34 @@ def of_linear(layer: nn.Linear, calls: Sequence[Call], count: int) -> Record:
 def of_convolution(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call], count: int) -> Record:
     """A convolution: a matrix product of windows; its places are those of the output."""
     shape, bias = layer.weight.shape, layer.bias is not None
-    seen = _joined([_windows(layer, inputs[0]).reshape(count, -1, *_window(layer)) for inputs, _ in calls])
     slope = _joined([_places(slope).reshape(count, -1, layer.out_channels) for _, slope in calls])
     if layer.groups == 1:
         turned = all(_lies_channels_last(layer, inputs[0]) for inputs, _ in calls)
         order = (shape[0], *shape[2:], shape[1]) if turned else shape
-        return _product(seen.flatten(2), slope, order, bias, turned)
+        if _is_cheap(slope.shape[1], *_window(layer)[1:], shape[0]):
+            return Ghost(_seen(layer, calls, count).flatten(2), slope, order, bias, turned)
+        return Kept(_by_pieces(layer, calls, slope, order) | ({"bias": slope.sum(1)} if bias else {}), turned)
     parts = slope.view(*slope.shape[:2], layer.groups, -1)
-    weight = torch.einsum("btgo,btgd->bgod", parts, seen).reshape(count, *shape)
+    weight = torch.einsum("btgo,btgd->bgod", parts, _seen(layer, calls, count)).reshape(count, *shape)
     return Kept({"weight": weight} | ({"bias": slope.sum(1)} if bias else {}))
+
+
+def _by_pieces(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call], slope: Tensor, order: Sequence[int]) -> Rows:
+    """Single gradients of a convolution, of a few examples at a time: their windows stay in the processor's cache."""
+    count, places, wide = len(slope), slope.shape[1], _window(layer)[1]
+    weight = slope.new_empty(count, order[0], wide)
+    step = max(1, ROOM // (places * wide)) if slope.device.type == "cpu" else count
+    for start in range(0, count, step):
+        few = slope[start : start + step]
+        rows = [slice(start * (len(one) // count), (start + len(few)) * (len(one) // count)) for (one, *_), _ in calls]
+        some = [((inputs[0][row],), grads) for (inputs, grads), row in zip(calls, rows, strict=True)]
+        torch.bmm(few.transpose(1, 2), _seen(layer, some, len(few)).flatten(2), out=weight[start : start + step])
+    return {"weight": weight.view(count, *order)}
+
+
+def _seen(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call], count: int) -> Tensor:
+    """The windows ``(count, places, groups, C * kernel / groups)`` of all calls."""
+    return _joined([_windows(layer, inputs[0]).reshape(count, -1, *_window(layer)) for inputs, _ in calls])
 
 
 def of_embedding(layer: nn.Embedding, calls: Sequence[Call], count: int) -> Record:
@@ -222,13 +245,17 @@ def record(layer: nn.Module, calls: Sequence[Call], count: int) -> Record:
     return Kept({name: rows for name, rows in made.rows().items() if getattr(layer, name).requires_grad})
 
 
+def _is_cheap(places: int, wide: int, high: int) -> bool:
+    """Whether inputs and output gradients take less room than the gradients that they make."""
+    return places == 1 or 2 * places * (wide + high) <= wide * high
+
+
 def _product(seen: Tensor, slope: Tensor, shape: Sequence[int], bias: bool, turned: bool = False) -> Record:
     """The cheaper record of a matrix product (Bu et al. 2022): of one place always, of many where the matrix is large.
 
     Inner products cost about as much as gradients do where both take the same room, and are slower in small pieces.
     """
-    places, wide, high = seen.shape[1], seen.shape[2], slope.shape[2]
-    if places == 1 or 2 * places * (wide + high) <= wide * high:
+    if _is_cheap(seen.shape[1], seen.shape[2], slope.shape[2]):
         return Ghost(seen, slope, shape, bias, turned)
     return Kept(product(seen, slope, shape, bias), turned)
 
