@@ -1,0 +1,44 @@
+"""A run as people read it: one HTML file, Markdown, tables, and sections for a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments._report._material import Run, gather, keep, read
+from experiments._report._page import page
+from experiments._report._text import csv_text, markdown, model_card, write_parquet
+from secure_ml.attack import Result
+from secure_ml.rows import Row
+
+__all__ = ["Run", "draw", "read", "write"]
+
+
+def write(
+    rows: Sequence[Row], results: Sequence[Result] | None, out: Path, provenance: dict[str, Any] | None = None
+) -> list[Path]:
+    """Draw a run's report into its folder, and keep what is drawn so that ``secure-ml report`` can do it again.
+
+    ``results`` are the cells behind the rows; without them there are no curves of rates and no examples.
+    """
+    run = gather(rows, results or (), out.resolve().name, provenance or {})
+    keep(run, rows, out)
+    return draw([run], out)
+
+
+def draw(runs: Sequence[Run], out: Path) -> list[Path]:
+    """The report on the last run, compared with the first where there are several; what was written."""
+    run = runs[-1]
+    texts = {
+        "report.html": page(runs),
+        "report.md": markdown(runs),
+        "rows.csv": csv_text(run.rows),
+        "model-card.md": model_card(run),
+    }
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+    written = [out / name for name in texts]
+    if write_parquet(run.rows, out / "rows.parquet"):
+        written.append(out / "rows.parquet")
+    return written

@@ -1,0 +1,277 @@
+"""What a page shows of a run: for each task its card, its matrix, what changed, what is traded, and the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from experiments._report import _style
+from experiments._report._kinds import Method, family, methods, risk_order
+from experiments._report._lines import robustness, rocs
+from experiments._report._material import Exhibit, Run
+from experiments._report._matrix import Effects, Matrix, make_matrix
+from experiments._report._plots import Figure, Stacks, pareto, strip
+from experiments._report._taxonomy import RISKS, UTILITY, Risk
+from secure_ml.direction import direction
+from secure_ml.interactions import BARE, Effect, effects, stacked
+from secure_ml.pareto import trades
+from secure_ml.rows import Row, pool_rows
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One risk on the card: the measure that stands for it, on every stack."""
+
+    kind: str
+    risk: Risk
+    measure: str
+    way: str
+    drawing: Markup
+    lines: tuple[tuple[str, int, str, str, str, str], ...]
+    """Of each stack: name, series, value, interval, glyph and what the effect is in words."""
+    said: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found on one stack."""
+
+    verdict: str
+    name: str
+    evidence: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A claim beside what was measured of the same thing."""
+
+    defenses: str
+    series: int
+    short: str
+    statement: str
+    measured: tuple[tuple[str, str], ...]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """All about one task."""
+
+    task: str
+    anchor: str
+    stacks: Stacks
+    tiles: tuple[Tile, ...]
+    matrix: Matrix
+    changes: tuple[Effect, ...]
+    together: tuple[Effect, ...]
+    fronts: tuple[Figure, ...]
+    curves: tuple[Figure, ...]
+    rates: tuple[Figure, ...]
+    exhibits: tuple[Exhibit, ...]
+    checks: tuple[tuple[str, int, tuple[Check, ...]], ...]
+    promises: tuple[Promise, ...]
+
+    def count(self, verdict: str) -> int:
+        """How many checks ended so."""
+        return sum(check.verdict == verdict for _, _, checks in self.checks for check in checks)
+
+    def moved(self, *verdicts: str) -> int:
+        """How many comparisons with the bare model ended so."""
+        return sum(effect.verdict in verdicts for effect in self.tested)
+
+    @property
+    def tested(self) -> list[Effect]:
+        """The comparisons that were corrected together."""
+        return [effect for effect in self.changes if effect.better and effect.unit != "seconds"]
+
+
+def chapters(run: Run) -> list[Chapter]:
+    """A chapter for each task."""
+    tasks = list(dict.fromkeys(row.task for row in run.rows))
+    return [_chapter(run, task, f"t{i}") for i, task in enumerate(tasks)]
+
+
+def cited(run: Run) -> list[Method]:
+    """The methods that the rows name."""
+    return methods(run.rows)
+
+
+def shown(rows: Sequence[Row]) -> list[Row]:
+    """The rows that stand for several victims: as the run pooled them, or the mean of each attack where it did not."""
+    pooled = [row for row in rows if row.pooled]
+    if any(row.unit != "verdict" for row in pooled):
+        return pooled
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.task, row.defenses, row.attack, row.measure), []).append(row)
+    return [same[0] if len(same) == 1 else pool_rows(same) for same in groups.values() if same[0].unit != "verdict"]
+
+
+def verdicts(rows: Sequence[Row]) -> list[Row]:
+    """What checks found: pooled where it was, else all."""
+    found = [row for row in rows if row.unit == "verdict"]
+    pooled = {(row.task, row.defenses, row.attack, row.measure) for row in found if row.pooled}
+    return [r for r in found if r.pooled or (r.task, r.defenses, r.attack, r.measure) not in pooled]
+
+
+def _chapter(run: Run, task: str, anchor: str) -> Chapter:
+    rows = [row for row in run.rows if row.task == task]
+    single = [row for row in run.single if row.task == task]
+    pooled = shown(rows)
+    names = list(dict.fromkeys(row.defenses for row in rows))
+    names.sort(key=lambda name: name != BARE)
+    stacks = {name: i for i, name in enumerate(names)}
+    found = effects(single)
+    by_cell = {(e.task, e.defenses, e.attack, e.measure): e for e in found}
+    axes, points = trades(pooled)
+    titles = {axis.name: _axis_title(axis.name, axis.measure) for axis in axes}
+    return Chapter(
+        task,
+        anchor,
+        stacks,
+        tuple(_tiles(pooled, by_cell, stacks)),
+        make_matrix(task, pooled, by_cell, stacks),
+        tuple(found),
+        tuple(stacked(single)),
+        tuple(pareto(axes, points, stacks, titles)),
+        tuple(robustness(pooled, stacks)),
+        tuple(rocs([one for one in run.rates if one.task == task], stacks)),
+        tuple(one for one in run.exhibits if one.task == task),
+        tuple(_checks(verdicts(rows), stacks)),
+        tuple(_promises(rows, stacks)),
+    )
+
+
+def _axis_title(name: str, measure: str) -> str:
+    return "largest epsilon shown" if name == "epsilon measured" else measure
+
+
+def _tiles(rows: Sequence[Row], found: Effects, stacks: Stacks) -> list[Tile]:
+    by_kind: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.unit not in ("verdict", "count", "seconds") and row.value is not None and "(0.0)" not in row.measure:
+            by_kind.setdefault(family(row), []).append(row)
+    kinds = sorted((kind for kind in by_kind if kind != "other"), key=risk_order)
+    tiles = (_tile(kind, by_kind[kind], found, stacks) for kind in kinds)
+    return [tile for tile in tiles if tile is not None]
+
+
+def _tile(kind: str, rows: Sequence[Row], found: Effects, stacks: Stacks) -> Tile | None:
+    useful = [row for row in rows if direction(row.measure, row.unit)]
+    if not useful:
+        return None
+    measure = _headline(useful)
+    way = direction(measure, useful[0].unit)
+    chosen: dict[str, Row] = {}
+    for row in useful:
+        if row.measure != measure and not (kind == "audit" and row.measure.startswith("epsilon lower bound")):
+            continue
+        rival = chosen.get(row.defenses)
+        if rival is None or ((row.value or 0.0) - (rival.value or 0.0)) * way < 0:  # the worst that was found
+            chosen[row.defenses] = row
+    mine = sorted(chosen.values(), key=lambda row: stacks[row.defenses])
+    best = max(mine, key=lambda row: (row.value or 0.0) * way)
+    title = "largest epsilon shown from below" if kind == "audit" else measure
+    lines = tuple(_line(row, found, stacks) for row in mine)
+    word = "more is better" if way > 0 else "less is better"
+    return Tile(kind, RISKS[kind], title, word, strip(mine, stacks, best.defenses), lines, _sentence(mine, best, found))
+
+
+def _headline(rows: Sequence[Row]) -> str:
+    """The measure that stands for a risk: at the largest budget where there are several, else the first."""
+    first = rows[0].measure
+    stem, budget, _ = first.partition(" at ")
+    if not budget or "queries" not in first:
+        return first
+    same = {row.measure for row in rows if row.measure.startswith(stem + " at ")}
+    return max(same, key=lambda name: int(name.split(" at ")[1].split()[0]))
+
+
+def _line(row: Row, found: Effects, stacks: Stacks) -> tuple[str, int, str, str, str, str]:
+    effect = found.get((row.task, row.defenses, row.attack, row.measure))
+    value, interval = _style.value(row)
+    glyph, said = (_style.glyph(effect), _style.words(effect)) if effect else ("", "")
+    return row.defenses, stacks[row.defenses], value, interval, glyph, said
+
+
+def _sentence(rows: Sequence[Row], best: Row, found: Effects) -> str:
+    """What the tile says, in a sentence."""
+    bare = next((row for row in rows if row.defenses == BARE), None)
+    if bare is None or best is bare:
+        return f"{'The bare model' if best is bare else best.defenses} stands best: {_style.both(best)}."
+    effect = found.get((best.task, best.defenses, best.attack, best.measure))
+    verdict = (
+        {
+            "better": "more than noise",
+            "perhaps better": "more than noise alone, not after correction",
+            "within noise": "within noise",
+        }.get(effect.verdict, effect.verdict)
+        if effect
+        else "not compared seed by seed"
+    )
+    change = f", {_style.signed(effect)} {_style.interval(effect)}".rstrip() if effect else ""
+    return f"{best.defenses} stands best: {_style.both(best)}{change} against the bare model ({verdict})."
+
+
+def _checks(rows: Sequence[Row], stacks: Stacks) -> list[tuple[str, int, tuple[Check, ...]]]:
+    order = ("FAIL", "WARN", "SKIP", "PASS")
+    found: dict[str, list[Check]] = {}
+    for row in rows:
+        found.setdefault(row.defenses, []).append(_check(row))
+    return [
+        (name, stacks[name], tuple(sorted(checks, key=lambda check: order.index(check.verdict))))
+        for name, checks in sorted(found.items(), key=lambda item: stacks[item[0]])
+    ]
+
+
+def _check(row: Row) -> Check:
+    """The parts of a finding's line: its verdict, its name, evidence and remedy."""
+    verdict = ("PASS", "SKIP", "WARN", "FAIL")[min(max(int(row.value or 0), 0), 3)]
+    said = row.note.removeprefix(verdict).strip().removeprefix(row.measure).removeprefix(":").strip()
+    evidence, _, remedy = said.partition(" -> ")
+    return Check(verdict, row.measure, evidence, remedy)
+
+
+def _promises(rows: Sequence[Row], stacks: Stacks) -> list[Promise]:
+    found: list[Promise] = []
+    for name, series in stacks.items():
+        mine = [row for row in rows if row.defenses == name]
+        for claim in dict.fromkeys((c.kind, c.short, c.statement) for row in shown(mine) for c in row.claims):
+            kind, short, statement = claim
+            of = [row for row in shown(mine) if _is_of(kind, row)]
+            measured = tuple(
+                (f"{row.measure}{f', {row.attack}' if row.attack else ''}", _style.both(row)) for row in of
+            )
+            found.append(Promise(name, series, short, statement, measured, _kept(kind, mine, of)))
+    return found
+
+
+def _is_of(kind: str, row: Row) -> bool:
+    """Whether a row measures what a claim of this kind is about."""
+    kinds = {
+        "differential privacy": ("audit", "membership"),
+        "robustness": ("certification", "evasion"),
+        "encryption": ("protocol",),
+    }.get(kind, ())
+    counted = kind == "encryption" and row.measure == "queries encrypted"
+    return row.value is not None and row.unit != "verdict" and (family(row) in kinds or counted)
+
+
+def _kept(kind: str, rows: Sequence[Row], of: Sequence[Row]) -> str:
+    """Whether what was measured stays within what is claimed, where both are in the same unit."""
+    if kind != "differential privacy":
+        return ""
+    said = [float(c.values["epsilon"]) for row in rows for c in row.claims if c.kind == kind and "epsilon" in c.values]
+    bounds = [row.value for row in of if row.measure.startswith("epsilon lower bound") and row.value is not None]
+    if not said or not bounds:
+        return ""
+    within = max(bounds) <= max(said)
+    return "within the claim" if within else "ABOVE the claim: it is broken, or the audit is"
+
+
+def utility(chapter: Chapter) -> Tile | None:
+    """The tile of the task's own score."""
+    return next((tile for tile in chapter.tiles if tile.kind == UTILITY), None)
