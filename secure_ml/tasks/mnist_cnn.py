@@ -39,6 +39,7 @@ def mnist_cnn(
     net: Net = "small",
     whole: bool = False,
     examples: int | None = None,
+    aux: int | None = None,
     tiny: bool = False,
 ) -> Task:
     """MNIST (60,000 and 10,000 images), the 26,010-parameter network of https://arxiv.org/abs/2007.14191.
@@ -50,6 +51,7 @@ def mnist_cnn(
             weights on digits that are centred and made upright first, for DP-SGD.
         whole: train on 56,000 images; the adversary and the non-members keep 500 each.
         examples: train on so many images; as many are non-members, and the adversary has the rest but for 3,000.
+        aux: give the adversary so many images; 1,000 are non-members, and the rest but for 3,000 is for training.
         tiny: 160 images of scikit-learn's digits, enlarged to 28x28, 1 epoch.
     """
     require(examples is None or not whole, "mnist_cnn trains on the whole set or on a number of examples, not both")
@@ -57,17 +59,24 @@ def mnist_cnn(
         examples is None or 1 <= examples <= MOST,
         f"mnist_cnn can train on 1 to {MOST:,} examples with as many non-members; given {examples}",
     )
+    require(
+        aux is None or (not whole and examples is None and 1 <= aux <= 2 * MOST - 1000),
+        f"mnist_cnn gives the adversary 1 to {2 * MOST - 1000:,} images, unless whole or examples says so; given {aux}",
+    )
     settings = {
         "activation": (activation, "relu"),
         "net": (net, "small"),
         "whole": (whole, False),
         "examples": (examples, None),
+        "aux": (aux, None),
         "tiny": (tiny, False),
     }
     return Task(
         name="mnist_cnn",
         build=partial(NETWORKS[net], activation),
-        data=enlarged_digits if tiny else partial(images_28, "MNIST", held=500 if whole else None, examples=examples),
+        data=enlarged_digits
+        if tiny
+        else partial(images_28, "MNIST", held=500 if whole else None, examples=examples, given=aux),
         threat=Linf(0.3),
         recipe=replace(RECIPES[net], epochs=1, batch_size=20) if tiny else RECIPES[net],
         assumes=("mean and spread of the pixels of MNIST are public",) if net in ("standardized", "upright") else (),
@@ -98,10 +107,14 @@ def standardized_network(activation: Activation, mean: float = 0.1307, spread: f
 
 
 def upright_network(activation: Activation) -> nn.Module:
-    """Upright digits, two convolutions and one dense layer: fewer weights carry less noise."""
+    """The shallow network on upright digits."""
+    return nn.Sequential(Upright(), *shallow_network(activation).children())
+
+
+def shallow_network(activation: Activation, mean: float = 0.1307, spread: float = 0.3081) -> nn.Module:
+    """Standardized pixels, two convolutions and one dense layer: fewer weights carry less noise."""
     convolutions = list(small_network(activation).children())[:6]
-    standard = Standardize((0.1307,), (0.3081,))
-    return nn.Sequential(Upright(), standard, *convolutions, nn.Flatten(), nn.Linear(512, 10))
+    return nn.Sequential(Standardize((mean,), (spread,)), *convolutions, nn.Flatten(), nn.Linear(512, 10))
 
 
 class SoftThreshold(nn.Module):
@@ -168,12 +181,21 @@ NETWORKS: dict[Net, Callable[[Activation], nn.Module]] = {
 }
 
 
-def images_28(data: str, rng: torch.Generator, held: int | None = None, examples: int | None = None) -> Splits:
+def images_28(
+    data: str,
+    rng: torch.Generator,
+    held: int | None = None,
+    examples: int | None = None,
+    given: int | None = None,
+) -> Splits:
     """40,000 to train, 3,000 to validate, 12,000 for the adversary, 5,000 non-members, the official test set.
 
     Where a number is given, only so many are held back for the adversary, and so many as non-members. Where a number of
-    ``examples`` is given, so many are for training, so many are non-members, and what is left is for the adversary.
+    ``examples`` is given, so many are for training, so many are non-members, and what is left is for the adversary;
+    where a number for the adversary is ``given``, 1,000 are non-members, and what is left is for training.
     """
+    if given is not None:
+        return hold_out(*images(data), rng, validation=3000, aux=given, others=1000)
     if examples is not None:
         train, test = images(data)
         return hold_out(train, test, rng, validation=3000, aux=len(train) - 3000 - 2 * examples, others=examples)
