@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -55,6 +55,11 @@ class Effect:
     """The stack's parts, where it is compared with their sum."""
 
     @property
+    def tested(self) -> bool:
+        """Whether it is among the comparisons that are corrected: there is a better way, and it is no duration."""
+        return bool(self.better) and self.unit != "seconds"
+
+    @property
     def verdict(self) -> str:
         """``better``, ``worse``, ``perhaps better``, ``perhaps worse``, ``within noise``, or why it cannot be told.
 
@@ -68,6 +73,9 @@ class Effect:
         side = math.copysign(1, found.value) * self.better
         way = "better" if side > 0 else "worse" if side < 0 else "different"
         return way if found.adjusted < LEVEL else f"perhaps {way}"
+
+
+Choice = Callable[[Effect], bool]
 
 
 def difference(after: Mapping[int, float], before: Mapping[int, float], step: float = 0.0) -> Difference:
@@ -155,6 +163,19 @@ def corrected(found: Sequence[Effect], correction: Correction = "holm") -> list[
     ]
 
 
+def every(effect: Effect) -> bool:
+    """All are as important."""
+    return True
+
+
+def _in_turn(found: Sequence[Effect], correction: Correction, first: Choice) -> list[Effect]:
+    """What is first, corrected; then the others, corrected; then what is not tested."""
+    tested = [effect for effect in found if effect.tested]
+    main, rest = ([e for e in tested if first(e) == wanted] for wanted in (True, False))
+    untested = [effect for effect in found if not effect.tested]
+    return corrected(main, correction) + corrected(rest, correction) + corrected(untested, "none")
+
+
 @dataclass(frozen=True)
 class Series:
     """One measure of one stack under one attack: its value at each seed."""
@@ -182,14 +203,14 @@ def _series(rows: Mapping[int, Row]) -> Series:
     return Series(values, next(iter(rows.values())).unit, 1 / min(counted) if counted else 0.0)
 
 
-def effects(rows: Sequence[Row], correction: Correction = "holm") -> list[Effect]:
-    """Of every stack and measure the difference to the bare model, corrected for all risks and scores together.
+def effects(rows: Sequence[Row], correction: Correction = "holm", first: Choice = every) -> list[Effect]:
+    """Of every stack and measure the difference to the bare model, corrected for many comparisons.
 
-    Takes the rows of single victims, each attack on its own: nothing is chosen by what it found. What has no better
-    way, and what training took, is not tested and so costs the others nothing.
+    Takes the rows of single victims, each attack on its own: nothing is chosen by what it found. Those that are
+    ``first``, one measure a risk say, are corrected together, and all others together, so that many details do not
+    drown the main findings. What has no better way, and what training took, is not tested and costs the others nothing.
     """
-    tested: list[Effect] = []
-    rest: list[Effect] = []
+    found: list[Effect] = []
     for (task, attack, measure), stacks in by_seed(rows).items():
         bare = stacks.get(BARE)
         for name, mine in stacks.items():
@@ -206,14 +227,15 @@ def effects(rows: Sequence[Row], correction: Correction = "holm") -> list[Effect
                 after=_mean(mine),
                 better=direction(measure, mine.unit),
             )
-            (tested if effect.better and mine.unit != "seconds" else rest).append(effect)
-    return corrected(tested, correction) + corrected(rest, "none")
+            found.append(effect)
+    return _in_turn(found, correction, first)
 
 
-def stacked(rows: Sequence[Row], correction: Correction = "holm") -> list[Effect]:
+def stacked(rows: Sequence[Row], correction: Correction = "holm", first: Choice = every) -> list[Effect]:
     """Of every stack whose parts were measured alone too: its effect less the sum of theirs, seed by seed.
 
-    0 where effects add up. Better than the sum is what stacking buys, worse what the parts cost each other.
+    0 where effects add up. Better than the sum is what stacking buys, worse what the parts cost each other. Corrected
+    as `effects` are.
     """
     found: list[Effect] = []
     for (task, attack, measure), stacks in by_seed(rows).items():
@@ -241,14 +263,13 @@ def stacked(rows: Sequence[Row], correction: Correction = "holm") -> list[Effect
                     parts=parts,
                 )
             )
-    return corrected(found, correction)
+    return _in_turn(found, correction, first)
 
 
 def compared(after: Sequence[Row], before: Sequence[Row], correction: Correction = "holm") -> list[Effect]:
     """What moved between two runs: of each stack, attack and measure in both, the later less the earlier."""
     old = by_seed(before)
     found: list[Effect] = []
-    rest: list[Effect] = []
     for (task, attack, measure), stacks in by_seed(after).items():
         for name, mine in stacks.items():
             theirs = old.get((task, attack, measure), {}).get(name)
@@ -265,8 +286,8 @@ def compared(after: Sequence[Row], before: Sequence[Row], correction: Correction
                 after=_mean(mine),
                 better=direction(measure, mine.unit),
             )
-            (rest if mine.unit == "seconds" else found).append(effect)
-    return corrected(found, correction) + corrected(rest, "none")
+            found.append(effect)
+    return _in_turn(found, correction, every)
 
 
 def split(stack: str) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ def _parts(whole: Sequence[Chapter], moves: Sequence[Move]) -> list[tuple[str, s
             "card": True,
             "matrix": True,
             "effects": chapter.changes,
-            "stacked": chapter.together,
+            "stacked": chapter.together or chapter.sums,
             "pareto": chapter.fronts,
             "curves": chapter.curves,
             "roc": chapter.rates,

@@ -31,31 +31,44 @@ class Figure:
     caption: str = ""
 
 
-def strip(rows: Sequence[Row], stacks: Stacks, best: str) -> Markup:
-    """One line for each stack: its value as a mark, its interval as a bar, on one axis."""
-    known = [row for row in rows if row.value is not None and math.isfinite(row.value)]
-    if not known:
-        return Markup("")
-    low, high = _ends(known)
-    height, x = 26 * len(known), Scale(low, high, 12, 348)
-    parts = [el("line", x1=x(v), x2=x(v), y1=2, y2=height + 4, class_="grid") for v in x.ticks(4)]
-    parts += [el("text", number(v), x=x(v), y=height + 19, class_="tick mid") for v in x.ticks(4)]
-    for i, row in enumerate(known):
-        y, series = 16 + 26 * i, stacks[row.defenses]
-        assert row.value is not None
-        if row.low is not None and row.high is not None:
-            parts.append(el("line", x1=x(row.low), x2=x(row.high), y1=y, y2=y, class_=f"bar s{series % 8}"))
-        tip = f"{row.defenses}\n{row.measure}: {_style.both(row)}"
-        parts.append(mark(series, x(row.value), y, tip=tip, scale=1.25 if row.defenses == best else 1.0))
-    return drawing(360, height + 24, f"{known[0].measure}, by stack", *parts, class_="strip")
+@dataclass(frozen=True)
+class Strip:
+    """Values of several stacks on one axis: a small drawing for each, and the axis below them."""
+
+    drawings: tuple[Markup, ...]
+    axis: Markup
+
+
+def strip(rows: Sequence[Row], stacks: Stacks, best: str) -> Strip:
+    """A line for each row: its value as a mark, its interval as a bar; the best value's mark is larger."""
+    low, high = _ends(rows)
+    x = Scale(low, high, 8, 162)
+    ticks = [value for value in x.ticks(3) if low <= value <= high]
+    grid = Markup("").join(el("line", x1=x(v), x2=x(v), y1=0, y2=24, class_="grid") for v in ticks)
+    names = (el("text", number(v), x=x(v), y=11, class_="tick mid") for v in ticks)
+    drawings = tuple(drawing(170, 24, "", grid, *_whisker(row, x, stacks, best), class_="strip") for row in rows)
+    return Strip(drawings, drawing(170, 14, "", *names, class_="strip"))
+
+
+def _whisker(row: Row, x: Scale, stacks: Stacks, best: str) -> list[Markup]:
+    if row.value is None or not math.isfinite(row.value):
+        return []
+    series, parts = stacks[row.defenses], []
+    if row.low is not None and row.high is not None:
+        parts.append(el("line", x1=x(row.low), x2=x(row.high), y1=12, y2=12, class_=f"bar s{series % 8}"))
+    scale = 1.3 if row.defenses == best else 1.0
+    return [*parts, mark(series, x(row.value), 12, scale=scale)]
 
 
 def _ends(rows: Sequence[Row]) -> tuple[float, float]:
     ends = [v for row in rows for v in (row.low, row.value, row.high) if v is not None and math.isfinite(v)]
     first = rows[0]
+    if not ends:
+        return 0.0, 1.0
+    if "AUC" in first.measure and min(ends) >= 0.4:
+        return 0.4, 1.0
     if first.unit == "share" and "TPR" not in first.measure:
-        low = 0.4 if "AUC" in first.measure and min(ends) >= 0.4 else 0.0
-        return low, 1.0
+        return 0.0, 1.0
     return (0.0, max(ends) * 1.1 or 1.0) if min(ends) >= 0 else padded(ends, first.unit)
 
 
@@ -98,6 +111,7 @@ def _scale(axis: Axis, stacks: Sequence[Stack], start: float, end: float) -> Sca
     if not values:
         return Scale(0.0, 1.0, start, end)
     low, high = padded(values, axis.unit)
+    low = 0.0 if axis.unit == "epsilon" else low
     if any(row.value is not None and math.isinf(row.value) for row in rows):
         high += (high - low) * 0.5
     return Scale(max(low, 0.0) if min(values) >= 0 else low, high, start, end)

@@ -113,5 +113,7 @@ def frame(x: Scale, y: Scale, x_label: str, y_label: str, *, ticks: int = 5) -> 
 
 
 def drawing(width: float, height: float, label: str, *parts: Markup, class_: str = "plot") -> Markup:
-    """A drawing that scales to the room it has."""
-    return el("svg", *parts, viewBox=f"0 0 {width:g} {height:g}", class_=class_, role="group", aria_label=label)
+    """A drawing that scales to the room it has; one without a label only repeats what stands beside it."""
+    role, hidden = ("group", None) if label else (None, "true")
+    box = f"0 0 {width:g} {height:g}"
+    return el("svg", *parts, viewBox=box, class_=class_, role=role, aria_label=label or None, aria_hidden=hidden)

@@ -50,8 +50,7 @@ def _chapter(run: Run, chapter: Chapter) -> list[str]:
     pooled = [row for row in shown(rows) if row.unit != "verdict"]
     lines += ["", "### The matrix", "", _text(table(pooled)), ""]
     if chapter.changes:
-        told = [effect for effect in chapter.changes if effect.better]
-        lines += ["### What each defense changed", "", *_changes(told, "bare", "with it")]
+        lines += ["### What each defense changed", "", *_changes(chapter.changes, "bare", "with it")]
     if chapter.together:
         lines += ["### Do stacked defenses add up?", "", *_changes(chapter.together, "sum of parts", "together")]
     if chapter.promises:
@@ -152,5 +151,5 @@ def model_card(run: Run) -> str:
 def _summary(chapter: Chapter) -> str:
     better, worse = chapter.moved("better"), chapter.moved("worse")
     checks = f"{chapter.count('PASS')} checks passed, {chapter.count('WARN')} warned, {chapter.count('FAIL')} failed"
-    tested = f"Of {len(chapter.tested)} comparisons with the bare model, corrected together (Holm),"
+    tested = f"Of {len(chapter.changes)} comparisons with the bare model, corrected together (Holm),"
     return f"{tested} {better} are better and {worse} worse for the defender beyond noise. {checks}."

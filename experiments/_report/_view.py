@@ -13,11 +13,25 @@ from experiments._report._lines import robustness, rocs
 from experiments._report._material import Exhibit, Run
 from experiments._report._matrix import Effects, Matrix, make_matrix
 from experiments._report._plots import Figure, Stacks, pareto, strip
-from experiments._report._taxonomy import RISKS, UTILITY, Risk
+from experiments._report._taxonomy import OTHER, RISKS, Risk
 from secure_ml.direction import direction
 from secure_ml.interactions import BARE, Effect, effects, stacked
 from secure_ml.pareto import trades
 from secure_ml.rows import Row, pool_rows
+
+
+@dataclass(frozen=True)
+class TileLine:
+    """One stack on a tile."""
+
+    defenses: str
+    series: int
+    drawing: Markup
+    value: str
+    interval: str
+    glyph: str
+    said: str
+    """What it changed, in words."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +42,8 @@ class Tile:
     risk: Risk
     measure: str
     way: str
-    drawing: Markup
-    lines: tuple[tuple[str, int, str, str, str, str], ...]
-    """Of each stack: name, series, value, interval, glyph and what the effect is in words."""
+    lines: tuple[TileLine, ...]
+    axis: Markup
     said: str
 
 
@@ -66,7 +79,11 @@ class Chapter:
     tiles: tuple[Tile, ...]
     matrix: Matrix
     changes: tuple[Effect, ...]
+    """What each stack changed, one measure a risk; then in everything else."""
+    details: tuple[Effect, ...]
     together: tuple[Effect, ...]
+    """The same against the sum of the parts."""
+    sums: tuple[Effect, ...]
     fronts: tuple[Figure, ...]
     curves: tuple[Figure, ...]
     rates: tuple[Figure, ...]
@@ -79,13 +96,8 @@ class Chapter:
         return sum(check.verdict == verdict for _, _, checks in self.checks for check in checks)
 
     def moved(self, *verdicts: str) -> int:
-        """How many comparisons with the bare model ended so."""
-        return sum(effect.verdict in verdicts for effect in self.tested)
-
-    @property
-    def tested(self) -> list[Effect]:
-        """The comparisons that were corrected together."""
-        return [effect for effect in self.changes if effect.better and effect.unit != "seconds"]
+        """How many comparisons with the bare model ended so, of one measure a risk."""
+        return sum(effect.verdict in verdicts for effect in self.changes)
 
 
 def chapters(run: Run) -> list[Chapter]:
@@ -124,24 +136,31 @@ def _chapter(run: Run, task: str, anchor: str) -> Chapter:
     names = list(dict.fromkeys(row.defenses for row in rows))
     names.sort(key=lambda name: name != BARE)
     stacks = {name: i for i, name in enumerate(names)}
-    found = effects(single)
+    heads = {(row.defenses, row.attack, row.measure) for row in _heads(pooled)}
+
+    def first(effect: Effect) -> bool:
+        return (effect.defenses, effect.attack, effect.measure) in heads
+
+    found, together = effects(single, first=first), stacked(single, first=first)
     by_cell = {(e.task, e.defenses, e.attack, e.measure): e for e in found}
     axes, points = trades(pooled)
     titles = {axis.name: _axis_title(axis.name, axis.measure) for axis in axes}
     return Chapter(
-        task,
-        anchor,
-        stacks,
-        tuple(_tiles(pooled, by_cell, stacks)),
-        make_matrix(task, pooled, by_cell, stacks),
-        tuple(found),
-        tuple(stacked(single)),
-        tuple(pareto(axes, points, stacks, titles)),
-        tuple(robustness(pooled, stacks)),
-        tuple(rocs([one for one in run.rates if one.task == task], stacks)),
-        tuple(one for one in run.exhibits if one.task == task),
-        tuple(_checks(verdicts(rows), stacks)),
-        tuple(_promises(rows, stacks)),
+        task=task,
+        anchor=anchor,
+        stacks=stacks,
+        tiles=tuple(_tiles(pooled, by_cell, stacks)),
+        matrix=make_matrix(task, pooled, by_cell, stacks),
+        changes=tuple(effect for effect in found if first(effect)),
+        details=tuple(effect for effect in found if not first(effect)),
+        together=tuple(effect for effect in together if first(effect)),
+        sums=tuple(effect for effect in together if not first(effect)),
+        fronts=tuple(pareto(axes, points, stacks, titles)),
+        curves=tuple(robustness(pooled, stacks)),
+        rates=tuple(rocs([one for one in run.rates if one.task == task], stacks)),
+        exhibits=tuple(one for one in run.exhibits if one.task == task),
+        checks=tuple(_checks(verdicts(rows), stacks)),
+        promises=tuple(_promises(rows, stacks)),
     )
 
 
@@ -149,35 +168,47 @@ def _axis_title(name: str, measure: str) -> str:
     return "largest epsilon shown" if name == "epsilon measured" else measure
 
 
-def _tiles(rows: Sequence[Row], found: Effects, stacks: Stacks) -> list[Tile]:
-    by_kind: dict[str, list[Row]] = {}
+def _by_kind(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows that can stand for a risk."""
+    found: dict[str, list[Row]] = {}
     for row in rows:
-        if row.unit not in ("verdict", "count", "seconds") and row.value is not None and "(0.0)" not in row.measure:
-            by_kind.setdefault(family(row), []).append(row)
-    kinds = sorted((kind for kind in by_kind if kind != "other"), key=risk_order)
-    tiles = (_tile(kind, by_kind[kind], found, stacks) for kind in kinds)
-    return [tile for tile in tiles if tile is not None]
+        told = row.value is not None and row.unit not in ("count", "seconds", "verdict", "p-value")
+        if told and direction(row.measure, row.unit) and "(0.0)" not in row.measure:
+            found.setdefault(family(row), []).append(row)
+    return {kind: found[kind] for kind in sorted(found, key=risk_order) if kind != OTHER}
 
 
-def _tile(kind: str, rows: Sequence[Row], found: Effects, stacks: Stacks) -> Tile | None:
-    useful = [row for row in rows if direction(row.measure, row.unit)]
-    if not useful:
-        return None
-    measure = _headline(useful)
-    way = direction(measure, useful[0].unit)
+def _heads(rows: Sequence[Row]) -> list[Row]:
+    """Of each risk one row a stack: the worst for the defender of the measure that stands for the risk."""
+    return [row for kind, of in _by_kind(rows).items() for row in _chosen(kind, of)]
+
+
+def _chosen(kind: str, rows: Sequence[Row]) -> list[Row]:
+    measure = _headline(rows)
+    way = direction(measure, rows[0].unit)
     chosen: dict[str, Row] = {}
-    for row in useful:
+    for row in rows:
         if row.measure != measure and not (kind == "audit" and row.measure.startswith("epsilon lower bound")):
             continue
         rival = chosen.get(row.defenses)
-        if rival is None or ((row.value or 0.0) - (rival.value or 0.0)) * way < 0:  # the worst that was found
+        if rival is None or ((row.value or 0.0) - (rival.value or 0.0)) * way < 0:
             chosen[row.defenses] = row
-    mine = sorted(chosen.values(), key=lambda row: stacks[row.defenses])
+    return list(chosen.values())
+
+
+def _tiles(rows: Sequence[Row], found: Effects, stacks: Stacks) -> list[Tile]:
+    return [_tile(kind, of, found, stacks) for kind, of in _by_kind(rows).items()]
+
+
+def _tile(kind: str, rows: Sequence[Row], found: Effects, stacks: Stacks) -> Tile:
+    mine = sorted(_chosen(kind, rows), key=lambda row: stacks[row.defenses])
+    way = direction(mine[0].measure, mine[0].unit)
     best = max(mine, key=lambda row: (row.value or 0.0) * way)
-    title = "largest epsilon shown from below" if kind == "audit" else measure
-    lines = tuple(_line(row, found, stacks) for row in mine)
+    title = "largest epsilon shown from below" if kind == "audit" else mine[0].measure
+    drawn = strip(mine, stacks, best.defenses)
+    lines = tuple(_line(row, small, found, stacks) for row, small in zip(mine, drawn.drawings, strict=True))
     word = "more is better" if way > 0 else "less is better"
-    return Tile(kind, RISKS[kind], title, word, strip(mine, stacks, best.defenses), lines, _sentence(mine, best, found))
+    return Tile(kind, RISKS[kind], title, word, lines, drawn.axis, _sentence(mine, best, found))
 
 
 def _headline(rows: Sequence[Row]) -> str:
@@ -190,30 +221,38 @@ def _headline(rows: Sequence[Row]) -> str:
     return max(same, key=lambda name: int(name.split(" at ")[1].split()[0]))
 
 
-def _line(row: Row, found: Effects, stacks: Stacks) -> tuple[str, int, str, str, str, str]:
+def _line(row: Row, drawn: Markup, found: Effects, stacks: Stacks) -> TileLine:
     effect = found.get((row.task, row.defenses, row.attack, row.measure))
     value, interval = _style.value(row)
     glyph, said = (_style.glyph(effect), _style.words(effect)) if effect else ("", "")
-    return row.defenses, stacks[row.defenses], value, interval, glyph, said
+    return TileLine(row.defenses, stacks[row.defenses], drawn, value, interval, glyph, said)
 
 
 def _sentence(rows: Sequence[Row], best: Row, found: Effects) -> str:
-    """What the tile says, in a sentence."""
-    bare = next((row for row in rows if row.defenses == BARE), None)
-    if bare is None or best is bare:
-        return f"{'The bare model' if best is bare else best.defenses} stands best: {_style.both(best)}."
-    effect = found.get((best.task, best.defenses, best.attack, best.measure))
-    verdict = (
-        {
-            "better": "more than noise",
-            "perhaps better": "more than noise alone, not after correction",
-            "within noise": "within noise",
-        }.get(effect.verdict, effect.verdict)
-        if effect
-        else "not compared seed by seed"
-    )
-    change = f", {_style.signed(effect)} {_style.interval(effect)}".rstrip() if effect else ""
-    return f"{best.defenses} stands best: {_style.both(best)}{change} against the bare model ({verdict})."
+    """What the tile says, in a sentence that claims no more than the seeds bear."""
+    known = {row.defenses: found.get((row.task, row.defenses, row.attack, row.measure)) for row in rows}
+    better = [name for name, effect in known.items() if effect and effect.verdict == "better"]
+    worse = [name for name, effect in known.items() if effect and effect.verdict == "worse"]
+    if not any(known.values()):
+        return f"Best value: {_style.both(best)}, {best.defenses}. Differences were not told seed by seed."
+    if all(effect.verdict.startswith("cannot tell") for effect in known.values() if effect):
+        return f"Best value: {_style.both(best)}, {best.defenses}. One seed cannot tell a difference from noise."
+    effect = known.get(best.defenses)
+    perhaps = [name for name, effect in known.items() if effect and effect.verdict == "perhaps better"]
+    if best.defenses in better and effect:
+        told = f"{best.defenses} is better than the bare model beyond noise: {_change(effect)}."
+    else:
+        told = f"{_list(better)} better than the bare model beyond noise." if better else "No gain beyond noise."
+    told += f" Perhaps better, before correction: {_list(perhaps)}." if perhaps else ""
+    return told + (f" Worse beyond noise: {_list(worse)}." if worse else "")
+
+
+def _change(effect: Effect) -> str:
+    return f"{_style.signed(effect)} {_style.interval(effect)}".strip()
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _checks(rows: Sequence[Row], stacks: Stacks) -> list[tuple[str, int, tuple[Check, ...]]]:
@@ -270,8 +309,3 @@ def _kept(kind: str, rows: Sequence[Row], of: Sequence[Row]) -> str:
         return ""
     within = max(bounds) <= max(said)
     return "within the claim" if within else "ABOVE the claim: it is broken, or the audit is"
-
-
-def utility(chapter: Chapter) -> Tile | None:
-    """The tile of the task's own score."""
-    return next((tile for tile in chapter.tiles if tile.kind == UTILITY), None)
