@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from experiments._provenance import provenance
 from experiments._report._material import Run, gather, keep, read
 from experiments._report._page import page
 from experiments._report._text import csv_text, markdown, model_card, write_parquet
 from secure_ml.attack import Result
 from secure_ml.rows import Row
 
-__all__ = ["Run", "draw", "read", "write"]
+__all__ = ["Run", "draw", "publish", "read", "write"]
+
+
+def publish(
+    command: str,
+    argv: Sequence[str],
+    rows: Sequence[Row],
+    results: Sequence[Result],
+    started: datetime,
+    out: Path,
+) -> None:
+    """What a command of ``secure-ml`` does at its end: say in run.json where rows come from, and draw the report."""
+    write(rows, results, out, provenance(command, argv, rows, started, out))
 
 
 def write(
@@ -23,7 +37,7 @@ def write(
     ``results`` are the cells behind the rows; without them there are no curves of rates and no examples.
     """
     run = gather(rows, results or (), out.resolve().name, provenance or {})
-    keep(run, rows, out)
+    keep(run, out)
     return draw([run], out)
 
 

@@ -161,9 +161,9 @@ def _images(result: Result) -> tuple[Image, ...]:
     return tuple(Image(*parts) for parts in zip(*drawn, named, answered, strict=True))
 
 
-def keep(run: Run, known: Sequence[Row], folder: Path) -> None:
+def keep(run: Run, folder: Path) -> None:
     """Write what is drawn and is not among the rows that the run keeps itself."""
-    there = set(map(_identity, known))
+    there = set(map(_identity, _read_rows(folder / ROWS))) if (folder / ROWS).is_file() else set()
     said = {
         "schema": SCHEMA,
         "rows": [asdict(row) for row in run.rows if _identity(row) not in there],
