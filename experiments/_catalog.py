@@ -50,7 +50,7 @@ class Catalog:
     @classmethod
     def plain(cls) -> Catalog:
         """Everything at its defaults."""
-        return cls({name: kind() for name, kind in _groups().items()})
+        return cls({name: kind() for name, kind in groups().items()})
 
     def task(self, text: str) -> Task:
         """The task of an expression: ``digits_cnn`` or ``digits_cnn(width=8)``."""
@@ -109,12 +109,12 @@ def method_of(text: str) -> object:
 
 def parse(command: type[T], argv: Sequence[str], prog: str) -> tuple[T, Catalog]:
     """A command's options, and the catalogue as the options of every task, attack and defense configure it."""
-    groups = _groups()
-    fields = [(name, kind, dataclasses.field(default=kind())) for name, kind in groups.items()]
+    known = groups()
+    fields = [(name, kind, dataclasses.field(default=kind())) for name, kind in known.items()]
     whole = make_dataclass("Options", [("command", tyro.conf.OmitArgPrefixes[command]), *fields])  # type: ignore[misc, valid-type]
     whole.__doc__ = command.__doc__
     chosen: Any = ask(whole, argv, prog)
-    catalog = Catalog({name: getattr(chosen, name) for name in groups})
+    catalog = Catalog({name: getattr(chosen, name) for name in known})
     return cast("T", chosen.command), catalog
 
 
@@ -154,7 +154,7 @@ def set_data_directory(path: Path | None) -> None:
         os.environ[data.VARIABLE] = str(path.resolve())
 
 
-def _groups() -> dict[str, type[Any]]:
+def groups() -> dict[str, type[Any]]:
     """Everything that has options of its own."""
     tasks = {name: _options_of(name, build) for name, build in task_builders().items()}
     return {**attacks(), **defenses(), **tasks}

@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments._board import Board
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Agenda, Cell, Event, Limits, Store, carry_out, local, plan
-from secure_ml.costs import Costs, duration
+from secure_ml.costs import Costs, counted, duration
 from secure_ml.defense import stack_name
 from secure_ml.executors import UNLIMITED, Executor
 from secure_ml.report import verdict
@@ -33,10 +33,11 @@ def run(
 
     What it will take is said first, as far as earlier cells of the folder tell.
     """
-    store = store_at(out, device, threads) if executor is None else Store(folder=out, device=device, threads=threads)
-    places = workers_of(store, workers)
-    pool = executor or local(places, limits)
-    store = pool.open(store)
+    store = Store(folder=out, device=device, threads=threads)  # of a cluster's device, which need not be here
+    if executor is None:
+        store = store_at(out, device, threads)
+        executor = local(workers_of(store, workers), limits)
+    pool, store = executor, executor.open(store)
     places = len(pool.free())
     agenda, costs = plan(cells, store), Costs.read(store.shelf, store.device, store.threads)
     board = Board(agenda, costs, places)
@@ -72,9 +73,9 @@ def announcement(agenda: Agenda, costs: Costs, places: int) -> str:
         "to compute": len(waiting) - models,
     }
     said = ", ".join(f"{number} {what}" for what, number in parts.items())
-    trained = f", after training {models} models" if models else ""
+    trained = f", after training {counted(models, 'model')}" if models else ""
     forecast = costs.forecast(waiting, [], places)
-    return f"{len(agenda.jobs)} cells: {said}{trained}; on {places} workers: {forecast}"
+    return f"{counted(len(agenda.jobs), 'cell')}: {said}{trained}; on {counted(places, 'worker')}: {forecast}"
 
 
 def crashed(results: Sequence[Result]) -> int:

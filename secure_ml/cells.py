@@ -51,7 +51,7 @@ class Agenda:
     jobs: list[Job]
     done: dict[int, Result]
     found: int
-    """Cells that the store held."""
+    """Cells that the store held, those without meaning not counted."""
     untrained: dict[str, Job]
     """A job for each model that is still to be trained."""
     blocked: dict[str, list[int]]
@@ -121,10 +121,11 @@ def plan(cells: Sequence[Cell], store: Store) -> Agenda:
     """What there is to do for these cells: those without meaning and those that the store holds are done."""
     done = {i: met for i, cell in enumerate(cells) if (met := _obstacle(cell)) is not None}
     jobs = store.jobs(cells)
-    kept = {i: found for i, job in enumerate(jobs) if i not in done and (found := store.read(job)) is not None}
+    kept = {i: old for i, job in enumerate(jobs) if i not in done and (old := store.read(job)) is not None}
     done |= kept
     store.shelf.sweep()
-    agenda = Agenda(jobs=jobs, done=done, found=len(kept), untrained={}, blocked={}, ready=[])
+    found = sum(not result.obstacle for result in kept.values())
+    agenda = Agenda(jobs=jobs, done=done, found=found, untrained={}, blocked={}, ready=[])
     trained: dict[str, bool] = {}
     for i, job in enumerate(jobs):
         if i in done:

@@ -60,7 +60,7 @@ class Forecast:
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         if len(self.unknown) == self.pieces:
             return f"of unknown cost, as nothing like it was done in this folder ({shown})"
-        return f"about {duration(self.seconds)}, and {len(self.unknown)} pieces of unknown cost ({shown})"
+        return f"about {duration(self.seconds)}, and {counted(len(self.unknown), 'piece')} of unknown cost ({shown})"
 
 
 @dataclass
@@ -123,6 +123,11 @@ class Costs:
             longest = max(longest, left)
         seconds = max(known / max(places, 1), longest)
         return Forecast(seconds=seconds, unknown=tuple(unknown), pieces=len(waiting) + len(going))
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
