@@ -1,6 +1,8 @@
 """Protect, attack and measure any PyTorch model: fit a task, attack the victim, print the table."""
 
 from secure_ml.access import BlackBox, WhiteBox
+from secure_ml.assess import assess
+from secure_ml.assessment import Assessment
 from secure_ml.attack import Attack
 from secure_ml.batch import Batch, Splits
 from secure_ml.defense import Defense
@@ -16,6 +18,7 @@ from secure_ml.families.protocol import Protocol
 from secure_ml.families.reconstruction import Reconstruction
 from secure_ml.families.scrutiny import Scrutiny
 from secure_ml.outputs import Classes, NextToken, Ranking, Values
+from secure_ml.outside.endpoint import Endpoint
 from secure_ml.report import evaluate
 from secure_ml.rows import Row, table
 from secure_ml.scores import AUC, F1, NDCG, R2, RMSE, Accuracy, HitRate, Nats
@@ -36,6 +39,7 @@ __all__ = [
     "RMSE",
     "SNR",
     "Accuracy",
+    "Assessment",
     "Attack",
     "Audit",
     "Batch",
@@ -47,6 +51,7 @@ __all__ = [
     "Corruptions",
     "Defense",
     "Edits",
+    "Endpoint",
     "Evasion",
     "Extraction",
     "Features",
@@ -79,6 +84,7 @@ __all__ = [
     "Values",
     "Victim",
     "WhiteBox",
+    "assess",
     "cross_entropy",
     "evaluate",
     "fit",

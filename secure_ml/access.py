@@ -15,6 +15,7 @@ from secure_ml.batch import Batch, Tree, leaves
 from secure_ml.errors import BudgetExceeded, NotApplicable, Refused
 from secure_ml.modes import evaluating
 from secure_ml.outputs import Reveal, Values
+from secure_ml.outside.opaque import opaque
 from secure_ml.victim import Served
 
 if TYPE_CHECKING:
@@ -48,11 +49,15 @@ class Access(ABC):
 class WhiteBox(Access):
     """The module itself, differentiable: what an adversary who holds the weights can do with it.
 
-    Who holds the weights can also ask what is served: ``served``, or the module where nothing is served yet.
+    Who holds the weights can also ask what is served: ``served``, or the module where nothing is served yet. Raises
+    `NotApplicable` for a module that is a black box itself.
     """
 
     def __init__(self, task: Task, module: nn.Module, served: Callable[[Tree], Tensor] | None = None) -> None:
         super().__init__(task)
+        blind = opaque(module)
+        if blind is not None:
+            raise NotApplicable(f"{task.name} is {blind.what}, which only answers: it has no weights to look into")
         self.module = module
         self._served = served
 

@@ -10,6 +10,7 @@ import torch
 from attacks.scrutiny import _contract as contract
 from attacks.scrutiny import _strength as strength
 from attacks.scrutiny._scene import Scene
+from secure_ml.access import WhiteBox
 from secure_ml.errors import NotApplicable, UsageError, require
 from secure_ml.families.evasion import is_classifier
 from secure_ml.families.scrutiny import Finding, Scrutiny
@@ -67,6 +68,7 @@ class EvasionChecks(Scrutiny):
         """One finding for each of the thirteen, in their order; what rests on a failed one is skipped."""
         assert isinstance(threat, Ball)
         require(threat.radius > 0, f"{threat} allows no change: there is nothing to check")
+        WhiteBox.open(victim)  # who cannot look inside cannot tell
         seed = int(torch.randint(2**31, (1,), generator=rng))
         scene = Scene(victim, threat, min(examples, self.points), seed)
         failed = ""
@@ -88,5 +90,7 @@ class EvasionChecks(Scrutiny):
 def _guarded(name: str, check: Check, scene: Scene) -> Finding:
     try:
         return check(scene)
+    except NotApplicable as why:
+        return Finding(name, "SKIP", str(why))
     except UsageError as error:
         return Finding(name, "FAIL", str(error))

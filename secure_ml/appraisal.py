@@ -1,0 +1,157 @@
+"""A suite run on victims of one stack, within the time that it may take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor
+
+from secure_ml.attack import Attack, Result
+from secure_ml.batch import leaves
+from secure_ml.errors import BudgetExceeded, NotApplicable
+from secure_ml.families.scrutiny import Finding
+from secure_ml.outputs import Classes
+from secure_ml.outside.costs import Costs
+from secure_ml.outside.opaque import opaque
+from secure_ml.report import card, with_usage
+from secure_ml.rows import make_row
+from secure_ml.suite import Facts, Rung, Step
+from secure_ml.task import Recipe
+from secure_ml.victim import Victim
+
+Tell = Callable[[str], None]
+Tried = list[tuple[Attack | None, Result]]
+MEMBERS = "on members"
+"""What is added to the name of a score that is measured on training examples."""
+NOTICED = 0.5
+"""Seconds of an estimate above which it is compared with what a step took."""
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """What was tried on a stack's victims, and how thoroughly."""
+
+    tried: Tried = field(default_factory=list)
+    plan: list[Finding] = field(default_factory=list)
+
+
+def appraise(victims: Sequence[Victim], steps: Sequence[Step], seconds: float, seed: int, tell: Tell) -> Appraisal:
+    """Every step on every victim, each as thoroughly as its share of the time that is left allows.
+
+    Where a step took longer than was thought, all that are to come are taken to be as slow.
+    """
+    done, pace = Appraisal(), 1.0
+    end = time.perf_counter() + seconds
+    done.tried.extend((None, _guarded(victim, None, partial(_card, victim))) for victim in victims)
+    for place, step in enumerate(steps):
+        start = time.perf_counter()
+        left = max(end - start, 0.0) / len(victims) / pace
+        share = left * step.weight / sum(other.weight for other in steps[place:])
+        rung = step.within(share) or step.within(left / 2)
+        done.plan.append(_said(step, rung, pace * left))
+        for attack in (rung or step.rungs[-1]).attacks:
+            for victim in victims:
+                if rung is None or (rung.seconds and time.perf_counter() > end):
+                    result = _nothing(victim, attack, _too_long(rung or step.rungs[-1], end - time.perf_counter()))
+                else:
+                    tell(f"{step.name}: {attack!r}")
+                    result = _attempt(victim, attack, rung, seed)
+                done.tried.append((attack, result))
+        if rung is not None and rung.seconds > NOTICED:
+            pace = max((time.perf_counter() - start) / len(victims) / rung.seconds, 1.0)
+    return done
+
+
+def facts_of(victim: Victim, costs: Costs, trainable: bool) -> Facts:
+    """What a suite is chosen by."""
+    task, splits = victim.task, victim.splits
+    few = victim.served(splits.test.take(slice(0, 2)).inputs)
+    classes = (2 if few.ndim == 1 else few.shape[-1]) if isinstance(task.output, Classes) else 0
+    return Facts(
+        task=task,
+        costs=costs,
+        training=_training(task.recipe, len(splits.train), costs) if trainable else 0.0,
+        trainable=trainable,
+        members=len(splits.train),
+        others=len(splits.nonmembers),
+        tested=len(splits.test),
+        pool=len(splits.aux),
+        shape=tuple(splits.test.inputs.shape[1:]) if isinstance(splits.test.inputs, Tensor) else (),
+        classes=classes,
+        blind=opaque(victim.module) is not None,
+    )
+
+
+def _training(recipe: Recipe, members: int, costs: Costs) -> float:
+    """Seconds, from those of a gradient in the inputs, which is half of the work."""
+    steps = -(-members // recipe.batch_size)
+    return 1.5 * recipe.epochs * steps * costs.climb(1, min(recipe.batch_size, members))
+
+
+def nothing(victim: Victim, why: str) -> Result:
+    """The result of a stack that is not there: a row that says why."""
+    return _nothing(victim, None, why)
+
+
+def _attempt(victim: Victim, attack: Attack, rung: Rung, seed: int) -> Result:
+    return _guarded(
+        victim,
+        attack,
+        lambda: with_usage(victim, attack.evaluate(victim, threat=None, seed=seed, examples=rung.examples)),
+    )
+
+
+def _guarded(victim: Victim, attack: Attack | None, work: Callable[[], Result]) -> Result:
+    """The result, or a row that says why there is none: whatever one attack does, the others go on."""
+    try:
+        return work()
+    except (NotApplicable, BudgetExceeded) as why:
+        return _nothing(victim, attack, str(why))
+    except Exception as error:
+        first = (str(error).splitlines() or ["it says no more"])[0]
+        return _nothing(victim, attack, f"failed: {type(error).__name__}: {first}", failed=True)
+
+
+def _nothing(victim: Victim, attack: Attack | None, why: str, failed: bool = False) -> Result:
+    measure = attack.family if attack else victim.task.score.name
+    row = make_row(victim, measure, attack=repr(attack) if attack else "", note=why)
+    return Result((row,), obstacle=why, failed=failed)
+
+
+def _card(victim: Victim) -> Result:
+    """The score on the test split, and on the members; nothing is known of a training that was somebody else's."""
+    known = card(victim)
+    rows = [row for row in known.rows if row.unit != "seconds" or row.value]
+    score, train = victim.task.score, victim.splits.train
+    if next(leaves(train.inputs)).numel():
+        told = make_row(victim, f"{score.name} {MEMBERS}", score.measure(victim.served, train), unit=score.unit)
+        rows.insert(1, told)
+    return with_usage(victim, Result(tuple(rows)))
+
+
+def _too_long(rung: Rung, left: float) -> str:
+    if left <= 0:
+        return "left out: the time was up; give more minutes"
+    return f"left out: it would take up to {duration(rung.seconds)} of the {duration(left)} that are left"
+
+
+def _said(step: Step, rung: Rung | None, left: float) -> Finding:
+    """How a step is done, and what the most thorough way would have taken."""
+    best = step.rungs[0]
+    if rung is None:
+        return Finding(step.name, "WARN", f"left out, {duration(left)} are left", "give more minutes")
+    told = f"{', '.join(map(repr, rung.attacks))} on {rung.examples} examples, at most {duration(rung.seconds)}"
+    if rung == best:
+        return Finding(step.name, "PASS", told)
+    whole = f"{', '.join(map(repr, best.attacks))} on {best.examples} would take up to {duration(best.seconds)}"
+    return Finding(step.name, "WARN", f"{told}; {whole}", "give more minutes")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

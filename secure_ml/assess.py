@@ -1,0 +1,205 @@
+"""Bring your own model: its report card in one call."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from secure_ml.appraisal import Appraisal, Tell, Tried, appraise, duration, facts_of, nothing
+from secure_ml.assessment import Assessment
+from secure_ml.attack import Attack
+from secure_ml.defense import Defense, stack_name
+from secure_ml.discovery import methods
+from secure_ml.errors import NotApplicable, require, unknown
+from secure_ml.families.scrutiny import Finding
+from secure_ml.outputs import Output
+from secure_ml.outside.change import Bounds
+from secure_ml.outside.costs import measure
+from secure_ml.outside.opaque import opaque
+from secure_ml.outside.prepare import Given, Model, Subject, prepare
+from secure_ml.randomness import seeded
+from secure_ml.scores import Score
+from secure_ml.suite import Exactly, Suite
+from secure_ml.surfaces import Surface
+from secure_ml.task import Recipe, Task
+from secure_ml.threats import Threat
+from secure_ml.training import fit
+from secure_ml.victim import Victim, serve
+
+Stack = tuple[Defense, ...]
+
+
+def assess(
+    model: Model,
+    train: object = None,
+    test: object = None,
+    *,
+    aux: object = None,
+    loss: object = None,
+    output: Output | None = None,
+    score: Score | None = None,
+    box: Bounds | None = None,
+    normalize: Bounds | None = None,
+    surfaces: Sequence[Surface] = (),
+    threat: Threat | None = None,
+    build: Callable[[], nn.Module] | None = None,
+    recipe: Recipe | None = None,
+    defenses: Sequence[str | Defense | Stack] | None = None,
+    attacks: Sequence[Attack] | None = None,
+    suite: Suite | None = None,
+    examples: int = 1000,
+    minutes: float = 10.0,
+    seeds: int = 1,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    name: str = "model",
+    tell: Tell = lambda _: None,
+) -> Assessment:
+    """The report card of a trained model, which is asked and attacked as it is and left as it was.
+
+    What is not given is found out or assumed, and each assumption is a line of the result. Raises `UsageError` where
+    data, answers and box do not fit one another.
+
+    Args:
+        model: an ``nn.Module``, a file of torch.export, TorchScript or ONNX, an `Endpoint` (or the TOML file of one), a
+            fitted scikit-learn estimator; or a `Task`, which is trained first.
+        train: what it was trained on, the members: a dataset of ``(x, y)`` or dictionaries, or a pair of arrays.
+        test: what it was not trained on, in the same form: the others, by which everything is judged.
+        aux: what the adversary owns; half of the test examples unless given.
+        loss: ``(predictor, batch) -> (B,)``, or a criterion of torch.
+        output: what answers are, `Classes` say; told by answers and targets unless given.
+        score: by what it is judged.
+        box: lowest and highest value of an input, as numbers or for each column; the observed range unless given.
+        normalize: mean and deviation of each channel, where the model expects normalised inputs; the box is then that
+            of raw values, [0, 1] unless given. The data may be either.
+        surfaces: what an adversary may change, in place of all that is found out about it.
+        threat: how far; 8/255 of the box for images, a twentieth for other numbers, two edits of a text, unless given.
+        build: makes an untrained module of the kind; with ``recipe``, shadow models and defenses in training are there.
+        recipe: how it was trained.
+        defenses: stacks to compare with, by name or as they are; those that train need ``build`` and ``recipe``.
+        attacks: exactly these, whatever they take, in place of a suite that fits the time.
+        suite: what is run in the time; the one that lies where attacks lie unless given.
+        examples: test examples attacked, at most, by ``attacks``.
+        minutes: what all of it may take, by an estimate that starts from the measured cost of asking the model.
+        seeds: independent victims of a `Task`.
+        seed: of every choice that is made at random, or of the first victim.
+        device: where; where the model lies unless given.
+        name: of the model, in every row.
+        tell: hears what is being done.
+    """
+    require(minutes > 0, f"an assessment needs more than 0 minutes; given {minutes}")
+    require(seeds >= 1, f"an assessment needs at least 1 seed; given {seeds}")
+    end = time.perf_counter() + 60 * minutes
+    given = Given(
+        model=model, train=train, test=test, aux=aux, loss=loss, output=output, score=score, box=box,
+        normalize=normalize, surfaces=surfaces, threat=threat, build=build, recipe=recipe, name=name, seed=seed,
+        device=device,
+    )  # fmt: skip
+    with _unheard(seed):
+        subjects = _subjects(given, seeds, tell)
+        chosen = suite or (_usual_suite() if attacks is None else Exactly(attacks=tuple(attacks), examples=examples))
+        blind = opaque(subjects[0].victim.module) is not None
+        asked = (() if blind else chosen.protections) if defenses is None else defenses
+        stacks = [(), *(stack for stack in map(_stack, asked) if stack)]
+        found = list(subjects[0].findings)
+        groups: list[tuple[Task, Tried]] = []
+        for place, stack in enumerate(stacks):
+            left = max(end - time.perf_counter(), 0.0)
+            coming = len(stacks) - place if subjects[0].trainable or place else 1
+            done = _appraised(subjects, stack, chosen, left / coming, tell)
+            groups.append((subjects[0].victim.task, done.tried))
+            found += [replace(line, check=f"{line.check} ({stack_name(stack)})") for line in done.plan]
+    return Assessment.of(subjects[0].victim, groups, found)
+
+
+def _subjects(given: Given, seeds: int, tell: Tell) -> list[Subject]:
+    """One victim that is there, or as many as there are seeds of a task."""
+    if not isinstance(given.model, Task):
+        require(seeds == 1, "a model that is trained already is one victim: seeds are for a Task")
+        tell("looking at the model")
+        return [prepare(given)]
+    require(given.train is None and given.test is None, "a Task brings its own data: leave train and test out")
+    task = replace(given.model, threat=given.threat or given.model.threat)
+    made = []
+    for seed in range(given.seed, given.seed + seeds):
+        tell(f"training {task}, seed {seed}")
+        victim = fit(task, seed=seed, device=given.device)
+        surface = next(iter(task.surfaces), None)
+        found: list[Finding] = []
+        costs = measure(victim.module, victim.splits.test, task.loss, surface, found)
+        made.append(Subject(victim=victim, costs=costs, trainable=True, findings=tuple(found)))
+    return made
+
+
+def _appraised(subjects: Sequence[Subject], stack: Stack, suite: Suite, seconds: float, tell: Tell) -> Appraisal:
+    """What becomes of the victims, or of others like them that are trained under a stack."""
+    first = subjects[0]
+    facts = facts_of(first.victim, first.costs, first.trainable)
+    start = time.perf_counter()
+    try:
+        victims = [_protected(subject, stack, facts.training, seconds, tell) for subject in subjects]
+    except NotApplicable as why:
+        bare = [replace(subject.victim, defenses=stack, claims=()) for subject in subjects]
+        return Appraisal([(None, nothing(victim, str(why))) for victim in bare])
+    left = seconds - (time.perf_counter() - start)
+    return appraise(victims, suite.steps(facts), left, first.victim.seed, tell)
+
+
+def _protected(subject: Subject, stack: Stack, training: float, seconds: float, tell: Tell) -> Victim:
+    """The victim behind a stack, trained anew where the stack trains; `NotApplicable` where it cannot be."""
+    victim = subject.victim
+    for defense in stack:
+        defense.check(victim.task)
+    if not any(defense.trains() for defense in stack):
+        return serve(replace(victim, defenses=stack))
+    if not subject.trainable:
+        victim.task.build()  # which says what is missing
+    slow = REHEARSING if any(defense.rehearses(victim.task) for defense in stack) else PRIVATE
+    if slow * training > seconds / 2:
+        raise NotApplicable(f"left out: training may take {duration(slow * training)}; give more minutes")
+    tell(f"training under {stack_name(stack)}")
+    return fit(victim.task, stack, seed=victim.seed, device=victim.device)
+
+
+def _stack(asked: str | Defense | Stack) -> Stack:
+    """Defenses by their names, ``dp_sgd+label_only``, in their own defaults."""
+    if isinstance(asked, Defense):
+        return (asked,)
+    if isinstance(asked, tuple):
+        return asked
+    known, made = methods("defenses", Defense), []
+    for name in asked.split("+") if asked != "none" else ():
+        if name.strip() not in known:
+            raise unknown("defense", name.strip(), known)
+        made.append(known[name.strip()]())
+    return tuple(made)
+
+
+def _usual_suite() -> Suite:
+    """The suite that lies where attacks lie."""
+    found = methods("attacks", Suite)  # type: ignore[type-abstract]
+    require(len(found) == 1, f"there are {len(found)} suites ({', '.join(found)}): give suite=, or attacks=")
+    return next(iter(found.values()))()
+
+
+@contextmanager
+def _unheard(seed: int) -> Iterator[None]:
+    """The streams of random numbers that everybody shares, those of data sets among them, return as they were."""
+    mine, numpys = random.getstate(), np.random.get_state()
+    with seeded(seed, "assess"):
+        try:
+            yield
+        finally:
+            random.setstate(mine)
+            np.random.set_state(numpys)
+
+
+REHEARSING, PRIVATE = 12.0, 4.0
+"""How many times as long training takes at most, where it meets an attack in every step, and otherwise."""

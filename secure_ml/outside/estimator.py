@@ -1,0 +1,63 @@
+"""Pipelines of scikit-learn, and whatever else keeps to its methods."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secure_ml.batch import Tree
+from secure_ml.errors import UsageError, require
+from secure_ml.outside.opaque import Opaque
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """What every estimator can do; classifiers have ``predict_proba`` or ``decision_function`` as well."""
+
+    def predict(self, inputs: Any) -> Any:
+        """Labels or values ``(B,)`` of rows ``(B, d)``."""
+
+
+class Estimator(Opaque):
+    """A fitted estimator: rows ``(B, d)`` to probabilities ``(B, K)``, to labels alone, or to values ``(B,)``."""
+
+    def __init__(self, model: Predicts) -> None:
+        super().__init__()
+        self.model = model
+        self.what = f"a scikit-learn {type(model).__name__}"
+        kinds = getattr(model, "classes_", None)
+        self.kinds = None if kinds is None else np.asarray(kinds)
+        """The labels in the order of the probabilities; None where values are predicted."""
+        self.proba = getattr(model, "predict_proba", None)
+        self.names = getattr(model, "feature_names_in_", None)
+        require(
+            self.kinds is None or self.kinds.ndim == 1,
+            f"{self.what} has several outputs; give one that predicts a single class",
+        )
+
+    def answer(self, inputs: Tree) -> Tensor:
+        """Probabilities; without ``predict_proba`` a 1 for the label that is predicted; or values."""
+        if not isinstance(inputs, Tensor):
+            raise UsageError(f"{self.what} takes rows (B, d); given {type(inputs).__name__}")
+        rows: Any = inputs.numpy()
+        if self.names is not None:
+            import pandas as pd  # which is there, or the pipeline would not have been fitted on names
+
+            rows = pd.DataFrame(rows, columns=self.names)
+        if self.proba is not None:
+            return torch.as_tensor(np.asarray(self.proba(rows)), dtype=torch.float32)
+        said = np.asarray(self.model.predict(rows))
+        if self.kinds is None:
+            return torch.as_tensor(said, dtype=torch.float32)
+        return torch.as_tensor(said[:, None] == self.kinds, dtype=torch.float32)
+
+    def classes(self, labels: np.ndarray) -> Tensor:
+        """The places ``(n,)`` of labels among its classes; `UsageError` for one that it does not know."""
+        assert self.kinds is not None
+        strange = set(np.unique(labels).tolist()) - set(self.kinds.tolist())
+        require(not strange, f"{self.what} was not trained on the labels {sorted(map(str, strange))[:3]}")
+        places = {kind: place for place, kind in enumerate(self.kinds.tolist())}
+        return torch.tensor([places[label] for label in labels.tolist()], dtype=torch.long)
