@@ -83,4 +83,4 @@ def _method(name: str, kind: str, cls: type, settings: tuple[str, ...]) -> Metho
     text = inspect.getdoc(cls) or ""
     links = tuple(dict.fromkeys(link.rstrip(".,;:)") for link in re.findall(r"https://[^\s)>]+", text)))
     summary = re.sub(r",?\s*https://[^\s)]+", "", text.partition("\n\n")[0].replace("\n", " "))
-    return Method(name, kind, summary.replace("()", "").replace(" .", ".").strip(), links, settings)
+    return Method(name, kind, summary.replace("()", "").replace(" .", ".").replace("`", "").strip(), links, settings)

@@ -79,10 +79,12 @@ class Matrix:
         return sum(not column.main for column in self.columns)
 
 
-def make_matrix(task: str, rows: Sequence[Row], effects: Effects, stacks: Mapping[str, int]) -> Matrix:
-    """The matrix of the pooled rows of one task."""
+def make_matrix(
+    task: str, rows: Sequence[Row], main: Sequence[Row], effects: Effects, stacks: Mapping[str, int]
+) -> Matrix:
+    """The matrix of the pooled rows of one task; the ``main`` ones are always in sight."""
     measured = [row for row in rows if row.unit != "verdict"]
-    columns = make_columns(measured)
+    columns = make_columns(measured, main)
     notes: list[str] = []
     lines = []
     for name, series in stacks.items():
@@ -95,7 +97,7 @@ def make_matrix(task: str, rows: Sequence[Row], effects: Effects, stacks: Mappin
     return Matrix(task, tuple(columns), tuple(lines), tuple(notes))
 
 
-def make_columns(rows: Sequence[Row]) -> list[Column]:
+def make_columns(rows: Sequence[Row], main: Sequence[Row]) -> list[Column]:
     """A column for each measure, and for each attack where a stack was measured by several; ordered by risk."""
     split = {
         measure
@@ -112,21 +114,26 @@ def make_columns(rows: Sequence[Row]) -> list[Column]:
         if known is None or (known.unit != row.unit and row.value is not None):
             found[key] = Column(*key, kind, RISKS[kind].title, row.unit, better, bool(better) and row.unit != "seconds")
     columns = sorted(found.values(), key=lambda column: risk_order(column.family))
-    return _thinned(columns)
+    heads = {(row.measure, row.attack if row.measure in split else "") for row in main}
+    return _thinned(columns, heads)
 
 
-def _thinned(columns: list[Column], room: int = 9) -> list[Column]:
-    """Where there is no room for all, one of each risk is kept in sight: the first, and the last budget or radius."""
+def _thinned(columns: list[Column], heads: set[tuple[str, str]], room: int = 9) -> list[Column]:
+    """Where there is no room for all, those that stand for a risk are kept in sight, then one of each other kind."""
     if sum(column.main for column in columns) <= room:
         return columns
-    kept: dict[tuple[str, str], Column] = {}
-    for column in columns:
-        stem = re.split(r" under | at |, ", column.measure)[0]
-        last = " queries" in column.measure or (column.family, stem) not in kept
-        if column.main and last:
-            kept[column.family, stem] = column
-    chosen = list(kept.values())[: room + 3]
+    chosen = [column for column in columns if (column.measure, column.attack) in heads]
+    kinds = {(column.family, _stem(column)) for column in chosen}
+    for column in reversed(columns):  # the largest budget and the last attack come last
+        if column.main and len(chosen) < room and (column.family, _stem(column)) not in kinds:
+            chosen.append(column)
+            kinds.add((column.family, _stem(column)))
     return [Column(**{**vars(column), "main": column in chosen}) for column in columns]
+
+
+def _stem(column: Column) -> str:
+    """What is measured, without the budget, radius or way."""
+    return re.split(r" under | at |, ", column.measure)[0]
 
 
 def _find(rows: Sequence[Row], column: Column) -> Row | None:

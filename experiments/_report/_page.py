@@ -108,7 +108,11 @@ def _title(runs: Sequence[Run], whole: Sequence[Chapter]) -> str:
 
 def _seeds(run: Run) -> str:
     count = len({seed for row in run.rows for seed in row.seeds})
-    return f"{count} seeds" if count > 1 else "one seed, which tells nothing of noise"
+    if count == 1:
+        return "One seed cannot tell what a stack changed from noise."
+    return (
+        f"The sign says whether what the stack changed against the bare model is more than the noise of {count} seeds."
+    )
 
 
 def _facts(run: Run) -> list[str]:

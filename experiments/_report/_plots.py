@@ -56,12 +56,22 @@ def _whisker(row: Row, x: Scale, stacks: Stacks, best: str) -> list[Markup]:
     series, parts = stacks[row.defenses], []
     if row.low is not None and row.high is not None:
         parts.append(el("line", x1=x(row.low), x2=x(row.high), y1=12, y2=12, class_=f"bar s{series % 8}"))
+    claimed = claimed_epsilon(row) if row.unit == "epsilon" else None
+    if claimed is not None and x.low <= claimed <= x.high:
+        parts.append(el("line", x1=x(claimed), x2=x(claimed), y1=4, y2=20, class_=f"bar s{series % 8}"))
     scale = 1.3 if row.defenses == best else 1.0
     return [*parts, mark(series, x(row.value), 12, scale=scale)]
 
 
+def claimed_epsilon(row: Row) -> float | None:
+    """The epsilon that is claimed of a row's victim."""
+    said = (claim.values.get("epsilon") for claim in row.claims if claim.kind == "differential privacy")
+    return next((float(value) for value in said if value is not None), None)
+
+
 def _ends(rows: Sequence[Row]) -> tuple[float, float]:
     ends = [v for row in rows for v in (row.low, row.value, row.high) if v is not None and math.isfinite(v)]
+    ends += [said for row in rows if row.unit == "epsilon" and (said := claimed_epsilon(row)) is not None]
     first = rows[0]
     if not ends:
         return 0.0, 1.0

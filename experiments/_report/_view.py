@@ -12,7 +12,7 @@ from experiments._report._kinds import Method, family, methods, risk_order
 from experiments._report._lines import robustness, rocs
 from experiments._report._material import Exhibit, Run
 from experiments._report._matrix import Effects, Matrix, make_matrix
-from experiments._report._plots import Figure, Stacks, pareto, strip
+from experiments._report._plots import Figure, Stacks, claimed_epsilon, pareto, strip
 from experiments._report._taxonomy import OTHER, RISKS, Risk
 from secure_ml.direction import direction
 from secure_ml.interactions import BARE, Effect, effects, stacked
@@ -89,6 +89,7 @@ class Chapter:
     rates: tuple[Figure, ...]
     exhibits: tuple[Exhibit, ...]
     checks: tuple[tuple[str, int, tuple[Check, ...]], ...]
+    """Of each stack its findings, the bad ones first."""
     promises: tuple[Promise, ...]
 
     def count(self, verdict: str) -> int:
@@ -98,6 +99,36 @@ class Chapter:
     def moved(self, *verdicts: str) -> int:
         """How many comparisons with the bare model ended so, of one measure a risk."""
         return sum(effect.verdict in verdicts for effect in self.changes)
+
+    @property
+    def told(self) -> bool:
+        """Whether any difference could be told from noise, or found to be within it."""
+        return any(effect.difference.p is not None for effect in self.changes)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """The checks that failed, of each stack that failed one: its numbers are not to be believed."""
+        found = {name: [c.name for c in checks if c.verdict == "FAIL"] for name, _, checks in self.checks}
+        return {name: ", ".join(checks) for name, checks in found.items() if checks}
+
+    @property
+    def alarms(self) -> list[tuple[Check, tuple[str, ...]]]:
+        """What should be looked at, the worst first, each with the stacks that it was found on."""
+        found: dict[tuple[str, str, str], tuple[Check, list[str]]] = {}
+        for name, _, checks in self.checks:
+            for check in checks:
+                if check.verdict in ("FAIL", "WARN"):
+                    key = check.verdict, check.name, check.remedy
+                    found.setdefault(key, (check, []))[1].append(name)
+        ordered = sorted(found.values(), key=lambda item: item[0].verdict != "FAIL")
+        return [(check, tuple(names)) for check, names in ordered]
+
+    @property
+    def grid(self) -> list[tuple[str, list[Check | None]]]:
+        """Every check by name, and what it found on each of the stacks that were checked."""
+        names = dict.fromkeys(check.name for _, _, checks in self.checks for check in checks)
+        by_stack = [{check.name: check for check in checks} for _, _, checks in self.checks]
+        return [(name, [of.get(name) for of in by_stack]) for name in names]
 
 
 def chapters(run: Run) -> list[Chapter]:
@@ -136,7 +167,8 @@ def _chapter(run: Run, task: str, anchor: str) -> Chapter:
     names = list(dict.fromkeys(row.defenses for row in rows))
     names.sort(key=lambda name: name != BARE)
     stacks = {name: i for i, name in enumerate(names)}
-    heads = {(row.defenses, row.attack, row.measure) for row in _heads(pooled)}
+    main = _heads(pooled)
+    heads = {(row.defenses, row.attack, row.measure) for row in main}
 
     def first(effect: Effect) -> bool:
         return (effect.defenses, effect.attack, effect.measure) in heads
@@ -150,7 +182,7 @@ def _chapter(run: Run, task: str, anchor: str) -> Chapter:
         anchor=anchor,
         stacks=stacks,
         tiles=tuple(_tiles(pooled, by_cell, stacks)),
-        matrix=make_matrix(task, pooled, by_cell, stacks),
+        matrix=make_matrix(task, pooled, main, by_cell, stacks),
         changes=tuple(effect for effect in found if first(effect)),
         details=tuple(effect for effect in found if not first(effect)),
         together=tuple(effect for effect in together if first(effect)),
@@ -160,7 +192,7 @@ def _chapter(run: Run, task: str, anchor: str) -> Chapter:
         rates=tuple(rocs([one for one in run.rates if one.task == task], stacks)),
         exhibits=tuple(one for one in run.exhibits if one.task == task),
         checks=tuple(_checks(verdicts(rows), stacks)),
-        promises=tuple(_promises(rows, stacks)),
+        promises=tuple(_promises(rows, main, stacks)),
     )
 
 
@@ -191,7 +223,8 @@ def _chosen(kind: str, rows: Sequence[Row]) -> list[Row]:
         if row.measure != measure and not (kind == "audit" and row.measure.startswith("epsilon lower bound")):
             continue
         rival = chosen.get(row.defenses)
-        if rival is None or ((row.value or 0.0) - (rival.value or 0.0)) * way < 0:
+        worse = 0.0 if rival is None else ((rival.value or 0.0) - (row.value or 0.0)) * way
+        if rival is None or worse > 0 or (worse == 0 and " | " in row.attack):  # all attacks together say it best
             chosen[row.defenses] = row
     return list(chosen.values())
 
@@ -212,18 +245,23 @@ def _tile(kind: str, rows: Sequence[Row], found: Effects, stacks: Stacks) -> Til
 
 
 def _headline(rows: Sequence[Row]) -> str:
-    """The measure that stands for a risk: at the largest budget where there are several, else the first."""
+    """The measure that stands for a risk: at the largest budget, at the middle radius, else the first."""
     first = rows[0].measure
+    names = list(dict.fromkeys(row.measure for row in rows))
     stem, budget, _ = first.partition(" at ")
-    if not budget or "queries" not in first:
-        return first
-    same = {row.measure for row in rows if row.measure.startswith(stem + " at ")}
-    return max(same, key=lambda name: int(name.split(" at ")[1].split()[0]))
+    if budget and "queries" in first:
+        return max((n for n in names if n.startswith(stem + " at ")), key=lambda n: int(n.split(" at ")[1].split()[0]))
+    stem, threat, _ = first.partition(" under ")
+    same = [name for name in names if threat and name.startswith(stem + " under ")]
+    return same[(len(same) - 1) // 2] if same else first
 
 
 def _line(row: Row, drawn: Markup, found: Effects, stacks: Stacks) -> TileLine:
     effect = found.get((row.task, row.defenses, row.attack, row.measure))
     value, interval = _style.value(row)
+    claimed = claimed_epsilon(row)
+    if row.unit == "epsilon" and claimed is not None:
+        interval = f"of {claimed:.3g} claimed"
     glyph, said = (_style.glyph(effect), _style.words(effect)) if effect else ("", "")
     return TileLine(row.defenses, stacks[row.defenses], drawn, value, interval, glyph, said)
 
@@ -274,16 +312,13 @@ def _check(row: Row) -> Check:
     return Check(verdict, row.measure, evidence, remedy)
 
 
-def _promises(rows: Sequence[Row], stacks: Stacks) -> list[Promise]:
+def _promises(rows: Sequence[Row], main: Sequence[Row], stacks: Stacks) -> list[Promise]:
     found: list[Promise] = []
     for name, series in stacks.items():
-        mine = [row for row in rows if row.defenses == name]
-        for claim in dict.fromkeys((c.kind, c.short, c.statement) for row in shown(mine) for c in row.claims):
-            kind, short, statement = claim
-            of = [row for row in shown(mine) if _is_of(kind, row)]
-            measured = tuple(
-                (f"{row.measure}{f', {row.attack}' if row.attack else ''}", _style.both(row)) for row in of
-            )
+        mine = shown([row for row in rows if row.defenses == name])
+        for kind, short, statement in dict.fromkeys((c.kind, c.short, c.statement) for r in mine for c in r.claims):
+            of = sorted((row for row in mine if _is_of(kind, row)), key=lambda row: row not in main)
+            measured = tuple((f"{row.measure}{f', {row.attack}' * bool(row.attack)}", _style.both(row)) for row in of)
             found.append(Promise(name, series, short, statement, measured, _kept(kind, mine, of)))
     return found
 
