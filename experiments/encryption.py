@@ -19,6 +19,8 @@ from experiments._deeper import deeper
 from experiments._encryption_cost import EncryptionCost
 from experiments._encryption_plots import Setting, draw_costs
 from experiments._gate import FailIf, apply
+from experiments._provenance import now
+from experiments._report import publish
 from experiments._run import crashed, run
 from secure_ml.attack import Result
 from secure_ml.cells import Cell
@@ -88,6 +90,7 @@ class Encryption:
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and plot, print the table and the audit."""
+    started = now()
     options, catalog = parse(Encryption, argv, "secure-ml encryption")
     set_data_directory(options.data_dir)
     conditions(options.fail_if)
@@ -104,6 +107,7 @@ def main(argv: Sequence[str]) -> int:
     draw_costs(settings(rows), options.out / "encryption.png", f"encrypted {options.task}")
     print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
     print(f"rows, models and the plot are in {options.out}", file=sys.stderr)
+    publish("encryption", argv, rows, results, started, options.out)
     return max(crashed(results), apply(rows, options.fail_if, options.out))
 
 

@@ -15,6 +15,8 @@ from tabulate import tabulate
 from experiments._catalog import Catalog, parse, set_data_directory
 from experiments._fidelity import Offer, draw_fidelity, offers
 from experiments._gate import FailIf, apply
+from experiments._provenance import now
+from experiments._report import publish
 from experiments._run import crashed, run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
@@ -79,6 +81,7 @@ class Extract:
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and the plot, print the table."""
+    started = now()
     options, catalog = parse(Extract, argv, "secure-ml extraction")
     set_data_directory(options.data_dir)
     conditions(options.fail_if)
@@ -101,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
     draw_fidelity(found, options.out / "extraction.png", f"copies of {task}")
     print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
     print(f"rows, models and plots are in {options.out}", file=sys.stderr)
+    publish("extraction", argv, rows, results, started, options.out)
     return max(crashed(results), apply(rows, options.fail_if, options.out))
 
 

@@ -15,6 +15,8 @@ from attacks.scrutiny.privacy_checks import PrivacyChecks
 from experiments._catalog import Catalog, parse, set_data_directory
 from experiments._gate import FailIf, apply
 from experiments._privacy_plots import Point, draw_privacy
+from experiments._provenance import now
+from experiments._report import publish
 from experiments._roc import draw_rocs
 from experiments._run import crashed, run
 from secure_ml.attack import Attack, Result
@@ -76,6 +78,7 @@ class Privacy:
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and plots, print the tables and the checks."""
+    started = now()
     options, catalog = parse(Privacy, argv, "secure-ml privacy")
     set_data_directory(options.data_dir)
     conditions(options.fail_if)
@@ -104,6 +107,7 @@ def main(argv: Sequence[str]) -> int:
     draw_rocs(_rocs(pairs), options.out / "roc.png", f"membership in the training data of {task}")
     print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
     print(f"rows, models and plots are in {options.out}", file=sys.stderr)
+    publish("privacy", argv, rows, results, started, options.out)
     return max(crashed(results), apply(rows, options.fail_if, options.out))
 
 

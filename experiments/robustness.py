@@ -17,6 +17,8 @@ from attacks.scrutiny.evasion_checks import EvasionChecks
 from experiments._catalog import Catalog, parse, set_data_directory, threat_of
 from experiments._curves import Curve, draw_curves
 from experiments._gate import FailIf, apply
+from experiments._provenance import now
+from experiments._report import publish
 from experiments._run import crashed, run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
@@ -84,6 +86,7 @@ class Robustness:
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and plot, print the table and the checks."""
+    started = now()
     options, catalog = parse(Robustness, argv, "secure-ml robustness")
     set_data_directory(options.data_dir)
     conditions(options.fail_if)
@@ -108,6 +111,7 @@ def main(argv: Sequence[str]) -> int:
     draw_curves(curves, options.out / "robustness.png", f"{task}: {task.score.name} under {type(threat).__name__}")
     print("\n".join(json.dumps(asdict(row)) for row in (*rows, *checked)) if options.json else text)
     print(f"rows, models and the plot are in {options.out}", file=sys.stderr)
+    publish("robustness", argv, [*rows, *checked], results, started, options.out)
     return max(crashed(results), apply([*rows, *checked], options.fail_if, options.out))
 
 
