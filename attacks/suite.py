@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -74,9 +75,7 @@ class ReportCard(Suite):
         ways = (
             _asking(facts) if numbers and asks else _climbing(facts) if numbers else _swapping(facts) if words else ()
         )
-        whole = min(self.examples, facts.tested)
-        counts = [whole, *(n for n in (500, 200, 100, 50, 20) if n < whole)]
-        return tuple(Rung(attacks, n, seconds(n)) for attacks, seconds in ways for n in counts)
+        return tuple(_by_worth(list(ways), min(self.examples, facts.tested)))
 
     def _labels(self, facts: Facts) -> Iterator[Rung]:
         n = self._paired(facts)
@@ -93,6 +92,15 @@ class ReportCard(Suite):
 
 Way = tuple[tuple[Attack, ...], Callable[[int], float]]
 """Attacks, and the seconds that they take on so many examples."""
+
+
+def _by_worth(ways: list[Way], whole: int) -> Iterator[Rung]:
+    """Hundreds of examples before strength, strength before a hundred, and a few dozen if nothing else fits."""
+    strong, weak = ways[:2], ways[2:]
+    many, hundred, few = (whole, 500, 200), (100,), (50, 20)
+    for some, sizes in ((strong, many), (strong, hundred), (weak, many), (weak, hundred), (ways, few)):
+        for attacks, seconds in some:
+            yield from (Rung(attacks, n, seconds(n)) for n in sizes if n == whole or n < whole)
 
 
 def _way(costs: Costs, climbs: float, asks: float, *attacks: Attack) -> Way:
@@ -138,10 +146,11 @@ def _extraction(facts: Facts) -> Iterator[Rung]:
         if net is None or queries < 10:
             return
         budgets = tuple(budget for budget in (queries // 10, queries // 3) if budget >= 10)
-        own = None if net == "same" else 50
-        learning = facts.training if net == "same" else 50 * queries * COPY
-        seconds = facts.costs.ask(1, queries) + (1 + len(budgets)) * learning
-        yield Rung((Knockoff(queries=queries, budgets=budgets, net=net, epochs=own),), facts.tested, seconds)
+        own = None if net == "same" else COPYING
+        each = 1e-4 + (1.5e-6 * math.prod(facts.shape[1:]) if net == "convolutional" else 0.0)
+        learning = (1 + len(budgets)) * facts.training if net == "same" else COPYING * (queries + sum(budgets)) * each
+        copy = Knockoff(queries=queries, budgets=budgets, net=net, epochs=own)
+        yield Rung((copy,), facts.tested, facts.costs.ask(1, queries) + learning)
 
 
 def _net(facts: Facts) -> Net | None:
@@ -159,5 +168,5 @@ def _checks(facts: Facts) -> Iterator[Rung]:
             yield Rung((EvasionChecks(points=points),), points, seconds + facts.training)
 
 
-COPY = 1e-3
-"""Seconds in which a small copy learns one answer once, generously."""
+COPYING = 50
+"""Epochs of a small copy."""

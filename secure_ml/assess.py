@@ -96,7 +96,8 @@ def assess(
     """
     require(minutes > 0, f"an assessment needs more than 0 minutes; given {minutes}")
     require(seeds >= 1, f"an assessment needs at least 1 seed; given {seeds}")
-    end = time.perf_counter() + 60 * minutes
+    start = time.perf_counter()
+    end = start + 60 * minutes
     given = Given(
         model=model, train=train, test=test, aux=aux, loss=loss, output=output, score=score, box=box,
         normalize=normalize, surfaces=surfaces, threat=threat, build=build, recipe=recipe, name=name, seed=seed,
@@ -106,17 +107,19 @@ def assess(
         subjects = _subjects(given, seeds, tell)
         chosen = suite or (_usual_suite() if attacks is None else Exactly(attacks=tuple(attacks), examples=examples))
         blind = opaque(subjects[0].victim.module) is not None
-        asked = (() if blind else chosen.protections) if defenses is None else defenses
-        stacks = [(), *(stack for stack in map(_stack, asked) if stack)]
+        usual = (() if blind else chosen.protections) if defenses is None else ()
+        asked = [stack for stack in map(_stack, (*usual, *(defenses or ()))) if stack]
+        stacks = [(), *(asked if subjects[0].trainable or not usual else ())]
         found = list(subjects[0].findings)
         groups: list[tuple[Task, Tried]] = []
         for place, stack in enumerate(stacks):
             left = max(end - time.perf_counter(), 0.0)
-            coming = len(stacks) - place if subjects[0].trainable or place else 1
-            done = _appraised(subjects, stack, chosen, left / coming, tell)
+            done = _appraised(subjects, stack, chosen, left / (len(stacks) - place), tell)
             groups.append((subjects[0].victim.task, done.tried))
             found += [replace(line, check=f"{line.check} ({stack_name(stack)})") for line in done.plan]
-    return Assessment.of(subjects[0].victim, groups, found)
+        rest = [_appraised(subjects, stack, chosen, 0.0, tell).tried for stack in asked if stack not in stacks]
+        seconds = time.perf_counter() - start
+    return Assessment.of(subjects[0].victim, groups, found, [tried for many in rest for tried in many], seconds)
 
 
 def _subjects(given: Given, seeds: int, tell: Tell) -> list[Subject]:

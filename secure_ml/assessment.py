@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from secure_ml.appraisal import Tried
+from secure_ml.appraisal import Tried, duration
 from secure_ml.attack import Result
 from secure_ml.families.scrutiny import VERDICTS, Finding
 from secure_ml.report import verdict
@@ -33,10 +33,13 @@ class Assessment:
     """The verdicts: of several attacks the worst case, and every assumption."""
     results: tuple[Result, ...]
     """What is behind the rows, for plots and curves."""
+    seconds: float
 
     @classmethod
-    def of(cls, victim: Victim, groups: Sequence[tuple[Task, Tried]], found: Sequence[Finding]) -> Assessment:
-        """The card of what was tried on each stack of defenses."""
+    def of(
+        cls, victim: Victim, groups: Sequence[tuple[Task, Tried]], found: Sequence[Finding], rest: Tried, seconds: float
+    ) -> Assessment:
+        """The card of what was tried on each stack of defenses; the ``rest``, which nobody asked for, has no column."""
         told = tuple(
             make_row(
                 victim,
@@ -48,10 +51,17 @@ class Assessment:
             )
             for finding in found
         )
-        results = tuple(result for _, tried in groups for _, result in tried)
+        results = tuple(result for tried in (*(tried for _, tried in groups), rest) for _, result in tried)
         rows = tuple(row for result in results for row in (*result.rows, *result.usage))
         card = tuple(row for task, tried in groups for row in verdict(task, tried))
-        return cls(task=victim.task, findings=tuple(found), rows=(*told, *rows), card=(*told, *card), results=results)
+        return cls(
+            task=victim.task,
+            findings=tuple(found),
+            rows=(*told, *rows),
+            card=(*told, *card),
+            results=results,
+            seconds=seconds,
+        )
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -71,7 +81,7 @@ class Assessment:
         checks = [row for row in self.card if row.unit == "verdict" and row.attack != ASSUMED]
         lost = [f"  {line}" for line in self.missing]
         parts = [
-            f"{self.task}: found out, assumed and planned",
+            f"{self.task}, in {duration(self.seconds)}: what was found out, assumed and planned",
             *(f"  {line}" for line in told),
             "",
             by_measure([row for row in self.card if row.unit != "verdict"]),
