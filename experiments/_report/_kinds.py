@@ -72,11 +72,8 @@ def methods(rows: Iterable[Row]) -> list[Method]:
                 found.setdefault(name, set()).update(own)
     known: dict[str, tuple[str, type]] = {cls.__name__: (cls.family, cls) for cls in attacks().values()}
     known |= {cls.__name__: ("defense", cls) for cls in defenses().values()}
-    return [
-        _method(name, *known[name], tuple(sorted(settings)))
-        for name, settings in sorted(found.items(), key=lambda item: (item[0] in known and known[item[0]][0], item[0]))
-        if name in known
-    ]
+    ordered = sorted((known[name][0], name) for name in found if name in known)
+    return [_method(name, *known[name], tuple(sorted(found[name]))) for _, name in ordered]
 
 
 def _method(name: str, kind: str, cls: type, settings: tuple[str, ...]) -> Method:

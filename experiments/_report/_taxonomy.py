@@ -60,6 +60,7 @@ RISKS = {
         "Can it be told whose data it was trained on?",
         (_atlas("T0024.000", "Infer Training Data Membership"), _nist("033", "Membership Inference")),
     ),
+    "blind membership": Risk("Members without the model", "Could members be told by their inputs alone?"),
     "audit": Risk(
         "Privacy audit",
         "How much of a single example shows, at least?",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from importlib.util import find_spec
@@ -30,14 +31,12 @@ def markdown(runs: Sequence[Run]) -> str:
     for chapter in chapters(run):
         lines += _chapter(run, chapter)
     lines += ["## Methods", ""]
-    lines += [
-        f"- `{m.name}` ({m.kind}): {_text(m.summary)} {' '.join(f'<{link}>' for link in m.links)}" for m in cited(run)
-    ]
+    lines += [f"- `{m.name}` ({m.kind}): {m.summary} {' '.join(f'<{link}>' for link in m.links)}" for m in cited(run)]
     lines += ["", "## Provenance", ""]
     if run.provenance.get("command"):
-        lines += ["```", str(run.provenance["command"]), "```", ""]
-    lines += [f"- {name}: {_text(value)}" for name, value in origin(run)]
-    return "\n".join(lines) + "\n"
+        lines += ["```", str(run.provenance["command"]).replace("```", ""), "```", ""]
+    lines += [f"- {name}: {value}" for name, value in origin(run)]
+    return _safe(lines)
 
 
 def _chapter(run: Run, chapter: Chapter) -> list[str]:
@@ -45,10 +44,10 @@ def _chapter(run: Run, chapter: Chapter) -> list[str]:
     lines = [
         f"## {chapter.task}",
         "",
-        *(f"- **{t.risk.title}**: {_text(t.said)} {_names(t.risk)}" for t in chapter.tiles),
+        *(f"- **{t.risk.title}**: {t.said} {_names(t.risk)}" for t in chapter.tiles),
     ]
     pooled = [row for row in shown(rows) if row.unit != "verdict"]
-    lines += ["", "### The matrix", "", _text(table(pooled)), ""]
+    lines += ["", "### The matrix", "", table(pooled), ""]
     if chapter.changes:
         lines += ["### What each defense changed", "", *_changes(chapter.changes, "bare", "with it")]
     if chapter.together:
@@ -69,8 +68,8 @@ def _chapter(run: Run, chapter: Chapter) -> list[str]:
 
 
 def _finding(check: Check) -> str:
-    remedy = f" -> {_text(check.remedy)}" if check.remedy else ""
-    return f"{check.verdict} {_text(check.name)}: {_text(check.evidence)}{remedy}"
+    remedy = f" -> {check.remedy}" if check.remedy else ""
+    return f"{check.verdict} {check.name}: {check.evidence}{remedy}"
 
 
 def _changes(found: Iterable[Effect], before: str, after: str) -> list[str]:
@@ -88,13 +87,17 @@ def _names(risk: Any) -> str:
     return f"({said})" if said else ""
 
 
-def _text(text: str) -> str:
-    """Text that no reader of Markdown takes for markup."""
-    return text.replace("<", "&lt;")
+def _safe(lines: Iterable[str]) -> str:
+    """Markdown in which nothing that a row says is taken for HTML; what stands between fences stays as it is."""
+    safe, fenced = [], False
+    for line in "\n".join(lines).splitlines():
+        fenced ^= line == "```"
+        safe.append(line if fenced else re.sub(r"<(?!https://)", "&lt;", line))
+    return "\n".join(safe) + "\n"
 
 
 def _cell(text: str) -> str:
-    return _text(text).replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def csv_text(rows: Iterable[Row]) -> str:
@@ -129,7 +132,7 @@ def model_card(run: Run) -> str:
     lines += ["## Bias, Risks, and Limitations", ""]
     lines += ["What an adversary gets out of this model, as measured by secure-ml. Intervals cover 95 %.", ""]
     for chapter in whole:
-        lines += [f"- **{t.risk.title}** ({t.measure}): {_text(t.said)} {_names(t.risk)}" for t in chapter.tiles[1:]]
+        lines += [f"- **{t.risk.title}** ({t.measure}): {t.said} {_names(t.risk)}" for t in chapter.tiles[1:]]
         worst = [(name, check) for name, _, checks in chapter.checks for check in checks if check.verdict == "FAIL"]
         lines += [f"- **Do not believe**: {name}, {_finding(check)}" for name, check in worst]
     lines += ["", "## Evaluation", "", "### Testing Data, Factors & Metrics", "", "#### Testing Data", ""]
@@ -137,15 +140,16 @@ def model_card(run: Run) -> str:
     lines += ["", "#### Factors", "", *(f"- `{name}`" for chapter in whole for name in chapter.stacks), ""]
     lines += ["#### Metrics", ""]
     columns = dict.fromkeys((c.measure, c.way) for chapter in whole for c in chapter.matrix.columns)
-    lines += [f"- {_text(measure)} ({way})" for measure, way in columns]
+    lines += [f"- {measure} ({way})" for measure, way in columns]
     lines += ["", "### Results", ""]
     for chapter in whole:
         rows = [row for row in shown([r for r in run.rows if r.task == chapter.task]) if row.unit != "verdict"]
-        lines += [_text(table([row for row in rows if direction(row.measure, row.unit)])), ""]
+        lines += [table([row for row in rows if direction(row.measure, row.unit)]), ""]
     lines += ["#### Summary", "", *(_summary(chapter) for chapter in whole), ""]
     if run.provenance.get("command"):
-        lines += ["## Technical Specifications", "", f"Reproduce with `{run.provenance['command']}`.", ""]
-    return "\n".join(lines)
+        command = str(run.provenance["command"]).replace("```", "")
+        lines += ["## Technical Specifications", "", "Reproduce with", "", "```", command, "```", ""]
+    return _safe(lines)
 
 
 def _summary(chapter: Chapter) -> str:
