@@ -210,7 +210,7 @@ def _table(value: Any, without: tuple[str, ...]) -> Iterator[str]:
 
 def _text(value: Any) -> str:
     if isinstance(value, str):
-        return _long(value) if len(value) > 80 else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _long(value) if len(value) > 100 else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple):
         return f"[{', '.join(map(_text, value))}]"
     if isinstance(value, bool):

@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
     set_data_directory(options.data_dir)
     path = options.case
     require(path.name.endswith(SUFFIX), f"a case must be called NAME{SUFFIX}; given {path}")
+    require(path.parent.is_dir(), f"there is no folder {path.parent}: make it, or choose another place")
     require(options.update or not path.exists(), f"{path} is there already: --update measures it anew")
     require(
         options.tolerance is None or options.tolerance >= 0,
