@@ -93,6 +93,11 @@ def _inputs(options: Query, contract: Contract, about: Mapping[str, Any]) -> tup
     if not 0 <= options.example < len(test):
         raise UsageError(f"there is no test example {options.example}; there are 0 to {len(test) - 1}")
     one = test.take(slice(options.example, options.example + 1))
+    if isinstance(one.inputs, Tensor) and not one.inputs.is_floating_point():
+        raise UsageError(
+            f"{name} takes tokens, and the server's program starts behind their vectors: look them up in the model's "
+            "table (defenses.homomorphic.lookup) and give the vectors with --input"
+        )
     return rows_of(one.inputs), one.target if isinstance(one.target, Tensor) else None
 
 

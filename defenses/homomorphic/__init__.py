@@ -7,10 +7,12 @@ from typing import Literal
 
 from torch import nn
 
+from defenses.homomorphic.branches import traced
 from defenses.homomorphic.circuit import circuit_of
 from defenses.homomorphic.contract import ENGINES, Engine
+from defenses.homomorphic.lookup import looked_up, split
 from defenses.homomorphic.parameters import GUIDELINE, Parameters, candidates
-from defenses.homomorphic.polynomial import instead, make_polynomial, unsupported, within
+from defenses.homomorphic.polynomial import instead, is_chain, make_polynomial, unsupported, within
 from defenses.homomorphic.program import Program, compile_module
 from defenses.homomorphic.served import Encrypted, Mode
 from secure_ml.defense import Defense
@@ -40,8 +42,9 @@ class Homomorphic(Defense):
     Where not every query is encrypted there is no claim.
 
     Raises `NotApplicable` for layers other than Linear, Conv1d/2d, BatchNorm, average pooling, Flatten, Dropout and
-    activations in a Sequential, and for programs deeper or less precise than 128 bits allow, or larger than
-    ``products``; `UsageError` if it is not the first to serve.
+    activations, one behind the other or in sums of branches (an Embedding in front is looked up by the client), and for
+    programs deeper or less precise than 128 bits allow, or larger than ``products``; `UsageError` if it is not the
+    first to serve.
     """
 
     span: float = 8.0
@@ -85,10 +88,13 @@ class Homomorphic(Defense):
 
     def check(self, task: Task) -> None:
         """Raise `NotApplicable` for layers that no encrypted program has."""
-        layers = unsupported(build(task, (), seed=0))
+        _, module = split(build(task, (), seed=0))
+        layers = unsupported(module)
         if layers:
             names = ", ".join(type(layer).__name__ for layer in layers)
             raise NotApplicable(f"Homomorphic cannot encrypt {names}, which {task.name} has: {instead(layers[0])}")
+        if not is_chain(module):
+            traced(self.adapt(module))
 
     def adapt(self, module: nn.Module) -> nn.Module:
         """The module with polynomial activations and average pooling."""
@@ -96,7 +102,8 @@ class Homomorphic(Defense):
 
     def prepare(self, plan: Plan) -> Plan:
         """The plan at a lower learning rate; raises `NotApplicable` before training where the program would not fit."""
-        circuit = circuit_of(self.adapt(build(plan.task, (), plan.seed)), plan.loader.data.take(slice(0, 1)).inputs)
+        table, module = split(self.adapt(build(plan.task, (), plan.seed)))
+        circuit = circuit_of(module, looked_up(table, plan.loader.data.take(slice(0, 1)).inputs))
         depth = circuit.depth + (self.engine == "reference" and circuit.windows is not None)
         next(candidates(depth, lambda _: 1.0, self.degree))
         if self.engine != "latency" and circuit.products > self.products:
@@ -108,11 +115,12 @@ class Homomorphic(Defense):
         return replace(plan, loss=loss, schedule=lambda done: self.learning_rate_factor * plan.schedule(done))
 
     def program(self, victim: Victim) -> Program:
-        """The victim's encrypted program, with validation inputs for calibration."""
+        """The victim's encrypted program, behind its table if it has one; validation inputs are its calibration."""
+        table, module = split(victim.module)
         return compile_module(
-            victim.module,
-            victim.splits.train.take(slice(0, 1)).inputs,
-            calibration=victim.splits.validation.take(slice(0, CALIBRATION)).inputs,
+            module,
+            looked_up(table, victim.splits.train.take(slice(0, 1)).inputs),
+            calibration=looked_up(table, victim.splits.validation.take(slice(0, CALIBRATION)).inputs),
             engine=self.engine,
             precision=self.precision,
             degree=self.degree,
@@ -126,7 +134,8 @@ class Homomorphic(Defense):
         program = self.program(victim)
         simulated = self.mode == "simulate"
         limit = SPOT if simulated and self.encrypt is None else self.encrypt
-        served = Encrypted(program, encrypt=limit, twin=victim.served, mode=self.mode)
+        table, _ = split(victim.module)
+        served = Encrypted(program, encrypt=limit, twin=victim.served, mode=self.mode, table=table)
         claims = (_claim(program.contract.parameters),) if limit is None else ()
         return replace(victim, served=served, claims=(*victim.claims, *claims))
 

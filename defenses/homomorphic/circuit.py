@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defenses.homomorphic.polynomial import AFFINE, Quadratic, flatten, instead
+from defenses.homomorphic.branches import branched, check_bent
+from defenses.homomorphic.lookup import looked_up
+from defenses.homomorphic.polynomial import AFFINE, Quadratic, flatten, instead, is_chain
 from secure_ml.batch import Tree
 from secure_ml.errors import NotApplicable, UsageError
 
-LINEAR_BELOW = 1e-9
-"""A coefficient of the square below which an activation is a straight line."""
 ROOM = 2**29
 """Bytes that the matrix of one map may take, or what a layer answers to every unit vector."""
 
@@ -29,6 +29,15 @@ class Affine:
 
 
 @dataclass(frozen=True, eq=False)
+class Skip:
+    """A second matrix ``(out, in)`` into the sum of map ``target``: of what map ``source`` before it is applied to."""
+
+    source: int
+    target: int
+    matrix: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Circuit:
     """Affine maps, a square of every value between two of them, and the shape ``(*shape)`` of an answer."""
 
@@ -37,6 +46,12 @@ class Circuit:
     windows: Tensor | None = None
     """Where the first map is one convolution: the input ``(K, L)`` under each of K weights at each of L places, or -1;
     its outputs are then channels times places."""
+    skips: tuple[Skip, ...] = ()
+    """Sums of branches, which take no level of their own."""
+
+    def into(self, target: int) -> list[Skip]:
+        """The skips into one map."""
+        return [skip for skip in self.skips if skip.target == target]
 
     @property
     def depth(self) -> int:
@@ -46,14 +61,18 @@ class Circuit:
     @property
     def products(self) -> int:
         """Products of a number and a weight for one input."""
-        return sum(int((step.matrix != 0).sum()) for step in self.maps)
+        matrices = [step.matrix for step in self.maps] + [skip.matrix for skip in self.skips]
+        return sum(int((matrix != 0).sum()) for matrix in matrices)
 
     def layers(self, rows: Tensor) -> list[Tensor]:
         """What each map answers, in float64, for inputs ``(B, in)``."""
-        values, found = rows.double(), []
+        entering, found = [rows.double()], []
         for index, step in enumerate(self.maps):
-            values = (values.square() if index else values) @ step.matrix.T + step.bias
+            values = entering[index] @ step.matrix.T + step.bias
+            for skip in self.into(index):
+                values = values + entering[skip.source] @ skip.matrix.T
             found.append(values)
+            entering.append(values.square())
         return found
 
     def run(self, rows: Tensor) -> Tensor:
@@ -68,15 +87,18 @@ def rows_of(inputs: Tree) -> Tensor:
 
 
 def circuit_of(module: nn.Module, sample: Tree) -> Circuit:
-    """The circuit of a Sequential for inputs shaped as ``sample (1, *shape)``; checked against the module itself.
+    """The circuit of a module for inputs shaped as ``sample (1, *shape)``; checked against the module itself.
 
     Raises `NotApplicable` for a layer that has no place in one, by its name, and for inputs that are not numbers.
     """
-    if not isinstance(sample, Tensor) or not sample.is_floating_point():
+    sample = looked_up(None, sample)
+    if not isinstance(sample, Tensor):
         raise NotApplicable("only inputs that are one tensor of real numbers can be encrypted")
     module = deepcopy(module).cpu().double().eval()
-    segments, bends = _segments(module)
     shape, maps = tuple(sample.shape[1:]), []
+    if not is_chain(module):
+        return _branched_circuit(module, sample)
+    segments, bends = _segments(module)
     windows = _windows(segments[0], shape)
     with torch.no_grad():
         for index, segment in enumerate(segments):
@@ -88,14 +110,25 @@ def circuit_of(module: nn.Module, sample: Tree) -> Circuit:
     return circuit
 
 
+def _branched_circuit(module: nn.Module, sample: Tensor) -> Circuit:
+    """The circuit of a module with sums of branches."""
+    with torch.no_grad():
+        found = branched(module, tuple(sample.shape[1:]), ROOM)
+        maps = tuple(Affine(m[i], bias) for i, (m, bias) in enumerate(zip(found.matrices, found.biases, strict=True)))
+        pairs = ((i, source, matrix) for i, m in enumerate(found.matrices) for source, matrix in m.items())
+        skips = tuple(Skip(source, target, matrix) for target, source, matrix in pairs if source < target)
+        circuit = Circuit(maps, found.shape, skips=skips)
+        _verify(circuit, module, sample)
+    return circuit
+
+
 def _segments(module: nn.Module) -> tuple[list[list[nn.Module]], list[Quadratic]]:
     """Runs of affine layers, and the activations between them."""
     segments: list[list[nn.Module]] = [[]]
     bends: list[Quadratic] = []
     for layer in flatten(module):
         if isinstance(layer, Quadratic):
-            if abs(layer.coefficients()[0]) < LINEAR_BELOW:
-                raise NotApplicable("an activation learned to be a straight line: train with fixed ones")
+            check_bent(layer)
             bends.append(layer)
             segments.append([])
         elif isinstance(layer, AFFINE):

@@ -54,8 +54,8 @@ class Client:
 
         Raises `UsageError` for inputs that do not fit the contract, and for more than one batch.
         """
-        rows = rows.double().cpu()
         self.contract.check_inputs(rows)
+        rows = rows.double().cpu()
         many = self.contract.engine == "throughput"
         if many and len(rows) > self.contract.batch:
             raise UsageError(f"{len(rows):,} queries do not fit one batch of {self.contract.batch:,}: send several")

@@ -80,6 +80,11 @@ class Contract:
         """Raise `UsageError`, on the client, for inputs of another size or beyond the range looked at."""
         if rows.ndim != 2 or rows.shape[1] != self.inputs:
             raise UsageError(f"an input has {self.inputs} numbers here; given {tuple(rows.shape)}")
+        if not rows.is_floating_point():
+            raise UsageError(
+                "whole numbers were given, and tokens cannot be encrypted: look their vectors up in the table that "
+                "stands before this program, and encrypt those; give numbers that are none as floating point"
+            )
         if not torch.isfinite(rows).all():
             raise UsageError("an input holds NaN or infinity, which cannot be encrypted")
         if len(rows) and not (self.low <= float(rows.min()) and float(rows.max()) <= self.high):

@@ -25,7 +25,9 @@ class Encoded:
 
     step: Packed
     diagonals: dict[int, Any]
-    bias: Any
+    bias: Any = None
+    skips: tuple[tuple[int, Encoded], ...] = ()
+    """Products that are added, each of what an earlier map is applied to, at this map's level."""
 
 
 class Latency:
@@ -61,27 +63,34 @@ class Latency:
 
     def compute(self, ciphertext: Any) -> Any:
         """The answer to one query."""
+        entering = [ciphertext]
         for index, encoded in enumerate(self.maps):
-            if index:
-                ciphertext = self.levels.square(ciphertext)
-            ciphertext = self._product(encoded, ciphertext)
-        return ciphertext
+            total = self._product(encoded, entering[index])
+            for source, skip in encoded.skips:
+                lowered = self.levels.lowered(entering[source], 2 * index)
+                self.levels.evaluator.add_inplace(total, self._product(skip, lowered))
+            self.levels.evaluator.add_plain_inplace(total, encoded.bias)
+            if index < len(self.maps) - 1:
+                entering.append(self.levels.square(total))
+        return total
 
     def _encode(self) -> list[Encoded]:
         levels, slots, found = self.levels, self.contract.parameters.slots, []
-        scale, level = levels.parameters.scale, 0
         for index, step in enumerate(self.program.packed[1]):
-            if index:
-                scale, level = levels.parameters.scale**2 / levels.prime(level), level + 1
-            factor, diagonals = levels.factor(level, scale), {}
-            for k in step.diagonals:
-                weights = step.weights(k, slots)
-                if abs(weights).max() * factor >= ZERO or k == step.diagonals[0]:
-                    turned = np.roll(_kept(weights, factor), k - k % step.baby)
-                    diagonals[k] = levels.encoded(turned.tolist(), level, factor)
-            level += 1
-            bias = levels.encoded(step.biases(slots).tolist(), level, levels.parameters.scale)
-            found.append(Encoded(step, diagonals, bias))
+            level = 2 * index
+            bias = levels.encoded(step.biases(slots).tolist(), level + 1, levels.parameters.scale)
+            skips = tuple((j, Encoded(skip, self._diagonals(skip, level, j))) for j, skip in step.skips)
+            found.append(Encoded(step, self._diagonals(step, level, index), bias, skips))
+        return found
+
+    def _diagonals(self, step: Packed, level: int, source: int) -> dict[int, Any]:
+        """Plaintexts at a level, for what map ``source`` is applied to."""
+        factor, found = self.levels.factor(level, self.levels.entering(source)), {}
+        for k in step.diagonals:
+            weights = step.weights(k, self.contract.parameters.slots)
+            if abs(weights).max() * factor >= ZERO or k == step.diagonals[0]:
+                turned = np.roll(_kept(weights, factor), k - k % step.baby)
+                found[k] = self.levels.encoded(turned.tolist(), level, factor)
         return found
 
     def _product(self, encoded: Encoded, ciphertext: Any) -> Any:
@@ -104,7 +113,6 @@ class Latency:
             evaluator.add_inplace(total, other)
         if self.program.early:
             self.levels.rescale(total)
-        evaluator.add_plain_inplace(total, encoded.bias)
         return total
 
     def _babies(self, step: Packed, ciphertext: Any) -> dict[int, Any]:

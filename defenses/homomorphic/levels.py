@@ -48,6 +48,16 @@ class Levels:
         """The scale of a plaintext whose product with a ciphertext of this scale rescales to the planned one."""
         return self.prime(level) * self.parameters.scale / scale
 
+    def entering(self, index: int) -> float:
+        """The scale of what a map is applied to: of fresh ciphertexts, or of squares."""
+        return self.parameters.scale if index == 0 else self.parameters.scale**2 / self.prime(2 * index - 1)
+
+    def lowered(self, ciphertext: Any, level: int) -> Any:
+        """The same numbers at the same scale, at a later level: a copy with fewer primes."""
+        result = self.seal.Ciphertext()
+        self.evaluator.mod_switch_to(ciphertext, self.ids[level], result)
+        return result
+
     def encoded(self, value: float | Sequence[float], level: int, scale: float) -> Any:
         """A plaintext."""
         plain = self.seal.Plaintext()

@@ -29,13 +29,15 @@ TAIL = 6.0
 def predicted_error(circuit: Circuit, rows: Tensor, parameters: Parameters) -> float:
     """The largest error to be expected of answers to inputs like ``rows (B, in)``, where nothing is rotated."""
     rows, rounding = rows.double(), _rounding(parameters)
-    noise = torch.full_like(rows, _fresh(parameters))
+    entering = [torch.full_like(rows, _fresh(parameters))]
     layers = circuit.layers(rows)
     for index, (step, values) in enumerate(zip(circuit.maps, layers, strict=True)):
-        noise = noise @ step.matrix.square().T + rounding
+        noise = entering[index] @ step.matrix.square().T + rounding
+        for skip in circuit.into(index):
+            noise = noise + entering[skip.source] @ skip.matrix.square().T + rounding
         if index < len(layers) - 1:
             switch = float(_switch(parameters, parameters.depth - 2 * index).max()) / parameters.scale**2
-            noise = 4 * values.square() * noise + rounding + switch
+            entering.append(4 * values.square() * noise + rounding + switch)
     return TAIL * sqrt(float(noise.max(1).values.quantile(USUAL)))
 
 
@@ -51,29 +53,40 @@ def packed_noise(steps: Sequence[Packed], values: Sequence[Values], choices: Seq
     """
     sets, late = [one for one, _ in choices], np.array([[not early] for _, early in choices])
     rounding = np.array([[_rounding(one)] for one in sets])
-    noise = np.stack([np.full(one.slots, _fresh(one)) for one in sets])
+    noise, entering = np.stack([np.full(one.slots, _fresh(one)) for one in sets]), []
     for index, step in enumerate(steps):
         left = sets[0].depth + 1 - 2 * index
         switch, behind = (np.stack([_switch(one, primes) for one in sets]) for primes in (left, left - 1))
         if index:
             drowned = np.stack([_switch(one, left + 1) / one.scale**2 for one in sets])
             noise = 4 * np.square(values[index - 1]).mean(0) * noise + rounding + drowned
-        turned, at = [noise], 0
-        for this in step.babies[1:]:
-            turned.append(np.roll(turned[-1], at - this, -1) + switch)
-            at = this
-        noise = step.spread(dict(zip(step.babies, turned, strict=True)), noise.shape[-1]) + rounding
-        for fold in step.folds:
-            noise = noise + np.roll(noise, -fold, -1) + late * behind
+        entering.append(noise)
+        parts = [(index, step), *step.skips]
+        noise = sum((_mapped(one, entering[j], switch, late * behind, rounding) for j, one in parts), 0.0 * noise)
+    return noise
+
+
+def _mapped(step: Packed, noise: Values, switch: Values, behind: Values, rounding: Values) -> Values:
+    """The variances behind one product and its folds."""
+    turned, at = [noise], 0
+    for this in step.babies[1:]:
+        turned.append(np.roll(turned[-1], at - this, -1) + switch)
+        at = this
+    noise = step.spread(dict(zip(step.babies, turned, strict=True)), noise.shape[-1]) + rounding
+    for fold in step.folds:
+        noise = noise + np.roll(noise, -fold, -1) + behind
     return noise
 
 
 def packed_values(steps: Sequence[Packed], layout: Layout, rows: Values, slots: int) -> list[Values]:
     """What stands in each slot behind each map, ``(B, slots)``, what is not meant included."""
-    values, found = np.tile(np.stack([layout.spread(row) for row in rows]), slots // layout.period), []
+    entering, found = [np.tile(np.stack([layout.spread(row) for row in rows]), slots // layout.period)], []
     for index, step in enumerate(steps):
-        values = step.run(values**2 if index else values)
+        values = step.run(entering[index])
+        for source, skip in step.skips:
+            values = values + skip.run(entering[source])
         found.append(values)
+        entering.append(values**2)
     return found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from defenses.homomorphic.circuit import Affine, Circuit
+from defenses.homomorphic.circuit import Affine, Circuit, Skip
 from secure_ml.errors import NotApplicable
 
 Index = NDArray[np.int64]
@@ -55,6 +56,8 @@ class Packed:
     """Steps between giant steps, a power of two."""
     offsets: Index
     """Column less row, modulo the period, of everything in the matrix that is not zero."""
+    skips: tuple[tuple[int, Packed], ...] = ()
+    """Products without a bias that are added to this one, each of what an earlier map is applied to."""
 
     @cached_property
     def diagonals(self) -> list[int]:
@@ -140,7 +143,8 @@ class Packed:
         """Time, in units of a key switch at one prime, with so many primes left before it."""
         switches = (len(self.babies) + len(self.giants) - 2) * primes * (primes + 1) / 2
         folds = len(self.folds) * (primes - 1) * primes / 2
-        return switches + folds + len(self.diagonals) * MULTIPLY * primes
+        skips = sum(skip.cost(primes) for _, skip in self.skips)
+        return switches + folds + len(self.diagonals) * MULTIPLY * primes + skips
 
 
 def widest(circuit: Circuit) -> int:
@@ -210,18 +214,37 @@ def _search(
     for level, step in enumerate(circuit.maps[1:], 1):
         rows, left, grown = _padded(np.arange(step.matrix.shape[0])), primes - 2 * level, []
         choices: dict[bytes, list[Packed]] = {}
+        into = circuit.into(level)
         for cost, chosen in frontier:
             index = chosen[-1].output.index
             if (key := index.tobytes()) not in choices:
-                choices[key] = _choices(_spread(step, rows, index), step, rows, slots)
-            grown += [(cost + one.cost(left), (*chosen, one)) for one in choices[key]]
+                choices[key] = _choices(_spread(step, rows, index), step, rows, slots, whole=bool(into))
+            skips = tuple((skip.source, _skip(skip, rows, layout, chosen, slots)) for skip in into)
+            options = [replace(one, skips=skips) for one in choices[key]] if into else choices[key]
+            grown += [(cost + one.cost(left), (*chosen, one)) for one in options]
         frontier = sorted(grown, key=lambda plan: plan[0])[:WIDTH]
     cost, steps = min(frontier, key=lambda plan: plan[0])
     return cost, layout, steps
 
 
-def _choices(matrix: Values, step: Affine, rows: Index, slots: int) -> list[Packed]:
-    """Every number of diagonals, each with its best split in steps."""
+def _skip(skip: Skip, rows: Index, layout: Layout, chosen: tuple[Packed, ...], slots: int) -> Packed:
+    """The product of a skip, whose rows stand as those of the map that it is added to."""
+    index = chosen[skip.source - 1].output.index if skip.source else _once(layout.index)
+    step = Affine(skip.matrix, torch.zeros(len(skip.matrix), dtype=skip.matrix.dtype))
+    (found,) = _choices(_spread(step, rows, index), step, rows, slots, whole=True)
+    return found
+
+
+def _once(index: Index) -> Index:
+    """A layout's index with each value where it stands first."""
+    first = np.full_like(index, -1)
+    values, places = np.unique(index, return_index=True)
+    first[places] = values
+    return first
+
+
+def _choices(matrix: Values, step: Affine, rows: Index, slots: int, *, whole: bool = False) -> list[Packed]:
+    """Every number of diagonals, or all of them alone, each with its best split in steps."""
     tall, period = matrix.shape
     bias = np.where(rows >= 0, step.bias.numpy()[rows], 0.0)
     found, (row, column) = [], np.nonzero(matrix)
@@ -231,7 +254,7 @@ def _choices(matrix: Values, step: Affine, rows: Index, slots: int) -> list[Pack
         if group == tall or (group < period and period * (tall // group) <= slots):
             options = [Packed(matrix, bias, rows, group, 2**b, offsets) for b in range(_power(group).bit_length())]
             found.append(min(options, key=lambda p: (len(p.babies) + len(p.giants), p.baby)))
-        group //= 2
+        group = 0 if whole else group // 2
     return found
 
 

@@ -23,7 +23,8 @@ INSTEAD = {
     "Softmax": "answer logits, and let the client take the softmax",
     "LogSoftmax": "answer logits, and let the client take the softmax",
     "AdaptiveAvgPool2d": "use an average pooling of a fixed size",
-    "Embedding": "let the client look the vectors up",
+    "Embedding": "let the client look the vectors up, and encrypt what is behind them",
+    "EmbeddingBag": "let the client look the vectors up, and encrypt what is behind them",
 }
 
 
@@ -82,18 +83,25 @@ def within(loss: Loss, penalty: float) -> Loss:
     return penalised
 
 
+def is_chain(module: nn.Module) -> bool:
+    """Whether a module is layers one behind the other, none of which has parts: no branch can be in it."""
+    return not any(list(layer.children()) for layer in flatten(module))
+
+
 def unsupported(module: nn.Module) -> list[nn.Module]:
-    """Layers, one of each kind, that cannot be compiled, or a module that is no Sequential."""
-    if not isinstance(module, nn.Sequential):
-        return [module]
-    known = (*AFFINE, *BENDS, *POOLS, Quadratic, nn.Sequential)
-    found = {type(layer).__name__: layer for layer in flatten(module) if not isinstance(layer, known)}
+    """Layers, one of each kind, that cannot be compiled."""
+    known = (*AFFINE, *BENDS, *POOLS, Quadratic)
+    layers = [layer for layer in module.modules() if not list(layer.children())]
+    found = {type(layer).__name__: layer for layer in layers if not isinstance(layer, (*known, nn.Sequential))}
     return [found[name] for name in sorted(found)]
 
 
 def instead(layer: nn.Module) -> str:
     """What to use in place of a layer that cannot be compiled."""
-    usual = "use a Sequential of Linear, Conv, BatchNorm, pooling, Flatten, Dropout and activations like ReLU"
+    usual = (
+        "use a Sequential, or sums of branches, of Linear, Conv, BatchNorm, pooling, Flatten, Dropout and activations "
+        "like ReLU"
+    )
     return INSTEAD.get(type(layer).__name__, usual)
 
 

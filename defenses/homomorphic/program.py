@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from defenses.homomorphic.circuit import Affine, Circuit, circuit_of, rows_of
+from defenses.homomorphic.circuit import Affine, Circuit, Skip, circuit_of, rows_of
 from defenses.homomorphic.contract import Contract, Engine
 from defenses.homomorphic.noise import TAIL, packed_noise, packed_values, predicted_error
 from defenses.homomorphic.packing import Layout, Packed, Values, check_fits, pack, widest
@@ -72,16 +73,25 @@ class Program:
         if contract.engine == "latency":
             lines.append(f"rotation keys for steps of {', '.join(map(str, contract.steps)) or 'none'}")
             lines += [f"map {i}: {_shown(step)}" for i, step in enumerate(self.packed[1])]
+            lines += [
+                f"skip {j} to {i}: {_shown(skip)}" for i, step in enumerate(self.packed[1]) for j, skip in step.skips
+            ]
         return "\n".join(lines)
 
     def to_bytes(self) -> bytes:
         """Weights and contract, for a server in another process; no key."""
         tensors = {f"matrix {i}": step.matrix for i, step in enumerate(self.circuit.maps)}
         tensors |= {f"bias {i}": step.bias for i, step in enumerate(self.circuit.maps)}
+        tensors |= {f"skip {i}": skip.matrix for i, skip in enumerate(self.circuit.skips)}
         if self.circuit.windows is not None:
             tensors["windows"] = self.circuit.windows
-        about = {"maps": len(self.circuit.maps), "expected": self.expected_error, "largest": self.largest}
+        about: dict[str, Any] = {
+            "maps": len(self.circuit.maps),
+            "expected": self.expected_error,
+            "largest": self.largest,
+        }
         about["early"] = self.early
+        about["skips"] = [[skip.source, skip.target] for skip in self.circuit.skips]
         return frame("program", about, [self.contract.to_json().encode(), save(tensors)])
 
     @classmethod
@@ -92,9 +102,12 @@ class Program:
             contract = Contract.from_json(blobs[0].decode())
             tensors = load(blobs[1])
             maps = tuple(Affine(tensors[f"matrix {i}"], tensors[f"bias {i}"]) for i in range(about["maps"]))
+            skips = tuple(
+                Skip(source, target, tensors[f"skip {i}"]) for i, (source, target) in enumerate(about["skips"])
+            )
         except (SafetensorError, KeyError, IndexError, UnicodeDecodeError) as error:
             raise UsageError(f"these bytes are no program: {error}") from None
-        circuit = Circuit(maps, contract.shape, tensors.get("windows"))
+        circuit = Circuit(maps, contract.shape, tensors.get("windows"), skips)
         if weights_of(circuit) != contract.model:
             raise UsageError("the weights of a program are not those of its contract: compile it again")
         return cls(circuit, contract, about["expected"], about["largest"], about["early"])
@@ -244,7 +257,7 @@ def _some(rows: Tensor) -> Values:
 def rotations(steps: Sequence[Packed]) -> set[int]:
     """Every step by which something is rotated: between baby steps, between giant steps, and folds."""
     found: set[int] = set()
-    for step in steps:
+    for step in (part for one in steps for part in (one, *(skip for _, skip in one.skips))):
         found |= {b - a for a, b in zip(step.babies, step.babies[1:], strict=False)}
         found |= {b - a for a, b in zip(step.giants, step.giants[1:], strict=False)}
         found |= set(step.folds)
@@ -264,6 +277,8 @@ def composed(step: int, have: set[int] | tuple[int, ...]) -> list[int]:
 def weights_of(circuit: Circuit) -> str:
     """The fingerprint of a circuit."""
     parts = [part.contiguous().numpy().tobytes() for step in circuit.maps for part in (step.matrix, step.bias)]
+    for skip in circuit.skips:
+        parts += [json.dumps([skip.source, skip.target]).encode(), skip.matrix.contiguous().numpy().tobytes()]
     return fingerprint(json.dumps(circuit.shape).encode(), *parts)
 
 

@@ -86,6 +86,8 @@ class Reference:
     def compute(self, vector: Any) -> Any:
         """The answer to one query."""
         drift, lost = iter(self._drift), 1.0
+        entering: list[tuple[Any, float]] = []
+        """What each map is applied to, and by what its weights make up for its own level and those before."""
         for index, step in enumerate(self.program.circuit.maps):
             if index:
                 vector.square_()
@@ -94,8 +96,11 @@ class Reference:
                 vector = self._convolved(step, vector, next(drift))
                 lost = next(drift)
             else:
-                vector = self._mapped(step, vector, lost * next(drift))
-                lost = 1.0
+                entering.append((vector, lost * next(drift)))
+                vector, lost = self._mapped(step, *entering[index]), 1.0
+                for skip in self.program.circuit.into(index):  # at its own level: TenSEAL brings it down to this one
+                    other, made_up = entering[skip.source]
+                    vector = vector + other.mm((skip.matrix.T * made_up).tolist())
         return vector
 
     def _mapped(self, step: Affine, vector: Any, drift: float) -> Any:

@@ -72,7 +72,7 @@ def _columns(
 
 def _blockwise(piece: Tensor, part: Tensor, groups: list[Block], terms: slice) -> Tensor:
     """The exact products of some of the terms of each block, as integers."""
-    if len(groups) == 1:
+    if len(groups) == 1 and len(groups[0][1]) == piece.shape[1]:
         return (piece[:, terms] @ part[terms]).long()
     out = torch.zeros(len(piece), part.shape[1], dtype=torch.int64, device=part.device)
     for rows, columns in groups:

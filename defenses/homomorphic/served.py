@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from defenses.homomorphic.audit import Service, audit
 from defenses.homomorphic.circuit import rows_of
 from defenses.homomorphic.client import Client
+from defenses.homomorphic.lookup import looked_up
 from defenses.homomorphic.program import Program
 from defenses.homomorphic.server import Server
 from defenses.homomorphic.transcript import overhear
@@ -36,9 +37,16 @@ class Encrypted(Conversation):
     decrypted_by_client: ClassVar[bool] = True
 
     def __init__(
-        self, program: Program, encrypt: int | None = None, twin: Served | None = None, mode: Mode = "encrypted"
+        self,
+        program: Program,
+        encrypt: int | None = None,
+        twin: Served | None = None,
+        mode: Mode = "encrypted",
+        table: nn.Module | None = None,
     ) -> None:
         self.program, self.encrypt, self.twin, self.mode = program, encrypt, twin, mode
+        self.table = table
+        """What the client looks tokens up in, where inputs are tokens."""
         self.queries = self.encrypted = 0
         self.largest_error = 0.0
         """Of any decrypted answer so far."""
@@ -48,17 +56,17 @@ class Encrypted(Conversation):
     def __call__(self, inputs: Tree) -> Tensor:
         """Answers ``(B, *shape)`` in the inputs' precision and on their device."""
         assert isinstance(inputs, Tensor)
-        rows = rows_of(inputs)
+        rows = rows_of(looked_up(self.table, inputs))
         n = len(rows) if self.encrypt is None else min(len(rows), self.encrypt - self.encrypted)
         size = self.program.contract.parameters.slots
         answers = [self._through_ciphertexts(piece) for piece in rows[:n].split(size) if len(piece)]
         self.queries, self.encrypted = self.queries + len(rows), self.encrypted + n
         answers.append(self._imagined(rows[n:]))
-        return torch.cat(answers).to(inputs.dtype).to(inputs.device)
+        return torch.cat(answers).to(inputs.dtype if inputs.is_floating_point() else torch.float32).to(inputs.device)
 
     def stand_in(self) -> Served:
         """The module in the clear, where it is known: decrypted answers differ from its own by rounding."""
-        return self.twin or Encrypted(self.program, encrypt=0)
+        return self.twin or Encrypted(self.program, encrypt=0, table=self.table)
 
     def usage(self) -> Mapping[str, int]:
         """Queries so far, and how many of them were encrypted."""
@@ -66,7 +74,7 @@ class Encrypted(Conversation):
 
     def findings(self, inputs: Tree) -> Iterable[Finding]:
         """An audit of both ends on these inputs, which are encrypted."""
-        yield from audit(Service(self.program, *self.ends(), inputs))
+        yield from audit(Service(self.program, *self.ends(), looked_up(self.table, inputs)))
 
     @property
     def spread(self) -> float:
@@ -84,7 +92,7 @@ class Encrypted(Conversation):
     def overheard(self, inputs: Tree, shown: Shown) -> tuple[Transcript, Tensor]:
         """What travels for a batch of queries, and the secret key that it must not tell."""
         assert isinstance(inputs, Tensor)
-        return overhear(*self.ends(), rows_of(inputs), shown)
+        return overhear(*self.ends(), rows_of(looked_up(self.table, inputs)), shown)
 
     def _imagined(self, rows: Tensor) -> Tensor:
         answers = self.program.circuit.run(rows)

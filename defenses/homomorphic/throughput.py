@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from defenses.homomorphic import stream
-from defenses.homomorphic.circuit import Affine
+from defenses.homomorphic.circuit import Affine, Skip
 from defenses.homomorphic.levels import Levels
 from defenses.homomorphic.program import Program
 from defenses.homomorphic.residues import modular_product
@@ -19,6 +20,14 @@ from secure_ml.errors import UsageError
 
 FEW = 24
 """Outputs for which sums in SEAL are faster than reading its ciphertexts' residues."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Entering:
+    """What a map is applied to, as residues ``(primes, n, 2, degree)``, where they are read at all."""
+
+    like: stream.Stream | None
+    residues: np.ndarray | None
 
 
 class Throughput:
@@ -46,22 +55,21 @@ class Throughput:
 
     def run(self, blobs: Sequence[bytes]) -> list[bytes]:
         """The inputs' ciphertexts to the outputs'."""
-        values, scale, level = self._residues(blobs, 0), self.levels.parameters.scale, 0
+        kept = {skip.source for skip in self.program.circuit.skips}
+        entering: list[_Entering] = []
         ciphertexts: list[Any] = []
         for index, step in enumerate(self.program.circuit.maps):
+            level, into = 2 * index, self.program.circuit.into(index)
             if index:
                 ciphertexts = [self.levels.square(ciphertext) for ciphertext in ciphertexts]
-                level, scale = level + 1, ciphertexts[0].scale
-            if index == 0:
-                ciphertexts = self._by_residues(step, *values, level, scale)
-            elif len(step.bias) <= FEW:
-                ciphertexts = self._by_sums(step, ciphertexts, level, scale)
+            if index and not into and index not in kept and len(step.bias) <= FEW:
+                entering.append(_Entering(None, None))
+                ciphertexts = self._by_sums(step, ciphertexts, level)
             else:
-                saved = [self.levels.files.to_bytes(ciphertext) for ciphertext in ciphertexts]
-                values = self._residues(saved, level)
-                ciphertexts = self._by_residues(step, *values, level, scale)
+                saved = [self.levels.files.to_bytes(ciphertext) for ciphertext in ciphertexts] if index else blobs
+                entering.append(_Entering(*self._residues(saved, level)))
+                ciphertexts = self._by_residues(step.matrix, index, into, entering)
             ciphertexts = [self._finished(c, float(b), level) for c, b in zip(ciphertexts, step.bias, strict=True)]
-            level += 1
         return [self.levels.files.to_bytes(ciphertext) for ciphertext in ciphertexts]
 
     def _residues(self, blobs: Sequence[bytes], level: int) -> tuple[stream.Stream, np.ndarray]:
@@ -74,38 +82,45 @@ class Throughput:
             found[:, i] = one.residues.transpose(1, 0, 2)
         return one, found
 
-    def _by_residues(
-        self, step: Affine, like: stream.Stream, residues: np.ndarray, level: int, scale: float
-    ) -> list[Any]:
-        weights = self._integers(step.matrix, level, scale)
-        primes, n, size, degree = residues.shape
-        out = np.empty((len(weights), size, primes, degree), dtype=np.int64)
+    def _by_residues(self, matrix: Tensor, index: int, into: list[Skip], entering: list[_Entering]) -> list[Any]:
+        """The products of what enters this map, and of what entered those before with fewer of its primes."""
+        level, like = 2 * index, entering[index].like
+        assert like is not None
+        columns = [(matrix, index), *((skip.matrix, skip.source) for skip in into)]
+        weights = self._integers([self._scaled(weights, level, source) for weights, source in columns])
+        primes = len(self.levels.primes) - level
+        parts = [each.residues for _, source in columns if (each := entering[source]).residues is not None]
+        out = np.empty((len(weights), 2, primes, self.levels.parameters.degree), dtype=np.int64)
         for i, prime in enumerate(self.levels.primes[:primes]):
-            columns = torch.from_numpy(residues[i]).reshape(n, -1)
-            if not (int(columns.min()) >= 0 and int(columns.max()) < prime):
+            residues = torch.from_numpy(np.concatenate([part[i] for part in parts])).reshape(weights.shape[1], -1)
+            if not (int(residues.min()) >= 0 and int(residues.max()) < prime):
                 raise UsageError("a ciphertext holds numbers that are no residues: encrypt it under this contract")
-            product = modular_product(weights.to(self.device), columns, prime).cpu()
-            out[:, :, i] = product.reshape(-1, size, degree).numpy()
+            product = modular_product(weights.to(self.device), residues, prime).cpu()
+            out[:, :, i] = product.reshape(-1, 2, out.shape[-1]).numpy()
         found = []
         for one in out:
             ciphertext = self.levels.files.into(
                 self.levels.seal.Ciphertext(), like.with_residues(one), self.levels.context
             )
+            scale = self.levels.entering(index)
             ciphertext.scale = self.levels.factor(level, scale) * scale
             found.append(ciphertext)
         return found
 
-    def _integers(self, matrix: Tensor, level: int, scale: float) -> Tensor:
+    def _scaled(self, matrix: Tensor, level: int, source: int) -> Tensor:
+        return torch.round(matrix * self.levels.factor(level, self.levels.entering(source))).long()
+
+    @staticmethod
+    def _integers(parts: list[Tensor]) -> Tensor:
         """Weights as integers; a row of zeros gets one of 1, since SEAL refuses ciphertexts that hide nothing."""
-        integers = torch.round(matrix * self.levels.factor(level, scale)).long()
-        empty = (integers == 0).all(1)
-        integers[empty, 0] = 1
+        integers = torch.cat(parts, 1)
+        integers[(integers == 0).all(1), 0] = 1
         return integers
 
-    def _by_sums(self, step: Affine, inputs: list[Any], level: int, scale: float) -> list[Any]:
-        seal, evaluator, factor = self.levels.seal, self.levels.evaluator, self.levels.factor(level, scale)
+    def _by_sums(self, step: Affine, inputs: list[Any], level: int) -> list[Any]:
+        seal, evaluator, factor = self.levels.seal, self.levels.evaluator, self.levels.factor(level, inputs[0].scale)
         found = []
-        for integers in self._integers(step.matrix, level, scale).tolist():
+        for integers in self._integers([torch.round(step.matrix * factor).long()]).tolist():
             total = None
             for integer, ciphertext in zip(integers, inputs, strict=True):
                 if integer == 0:
