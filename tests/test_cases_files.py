@@ -230,34 +230,36 @@ def test_missing_data_are_one_sentence(
     assert "put a tab-separated file" in capsys.readouterr().err
 
 
-def pytest_in(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Pytest with the plugin and nothing else, as another project would run it."""
-    (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\nfilterwarnings = error\n")
-    command = [sys.executable, "-m", "pytest", "-p", "experiments._pytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    return subprocess.run([*command, *argv], cwd=folder, capture_output=True, text=True, check=False)
+PLUGIN = ["-q", "-p", "experiments._pytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
+STRICT = "[pytest]\naddopts = --strict-markers\nfilterwarnings = error\n"
 
 
-def test_pytest_collects_cases(recorded: Path, tmp_path: Path) -> None:
+def test_pytest_collects_cases(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One passes, one fails with what moved, one cannot be read; marks select."""
+    (tmp_path / "pytest.ini").write_text(STRICT)
     write(read(recorded), tmp_path / "good.case.toml")
     write(replace(read(recorded), slow=True), tmp_path / "slow.case.toml")
     value = read(recorded).expect[0].value
     altered(recorded, tmp_path, f"value = {value}", "value = 0.99")
     (tmp_path / "unknown.case.toml").write_text("atacks = 1")
-    done = pytest_in(tmp_path, "-q", "-m", "not slow", "--continue-on-collection-errors")
-    assert "1 failed, 1 passed, 1 deselected, 1 error" in done.stdout, done.stdout + done.stderr
-    assert "no key is called 'atacks'; did you mean attacks" in done.stdout
-    assert "altered.case.toml: 1 of 2 measurements moved" in done.stdout
-    assert "MOVED   accuracy: expected 0.99" in done.stdout
-    assert "Traceback" not in done.stdout
+    options = ["-m", "not slow", "--continue-on-collection-errors", "--rootdir", str(tmp_path), str(tmp_path)]
+    assert pytest.main([*PLUGIN, "-c", str(tmp_path / "pytest.ini"), *options]) == 1
+    printed = capsys.readouterr().out
+    assert "1 failed, 1 passed, 1 deselected, 1 error" in printed, printed
+    assert "no key is called 'atacks'; did you mean attacks" in printed
+    assert "altered.case.toml: 1 of 2 measurements moved" in printed
+    assert "MOVED   accuracy: expected 0.99" in printed
+    assert "Traceback" not in printed
 
 
 def test_the_plugin_leaves_other_projects_alone(tmp_path: Path) -> None:
     """Nothing heavy is imported, and no other TOML is touched."""
+    (tmp_path / "pytest.ini").write_text(STRICT)
     (tmp_path / "other.toml").write_text("[[nonsense")
     (tmp_path / "case.toml").write_text("[[nonsense")
     (tmp_path / "test_it.py").write_text(
         "import sys\ndef test_it():\n    assert 'torch' not in sys.modules\n    assert 'secure_ml' not in sys.modules\n"
     )
-    done = pytest_in(tmp_path, "-q")
+    command = [sys.executable, "-m", "pytest", *PLUGIN]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
