@@ -97,7 +97,7 @@ class Reference:
                 lost = next(drift)
             else:
                 entering.append((vector, lost * next(drift)))
-                vector, lost = self._mapped(step, *entering[index]), 1.0
+                vector, lost = self._mapped(step, *entering[-1]), 1.0
                 for skip in self.program.circuit.into(index):  # at its own level: TenSEAL brings it down to this one
                     other, made_up = entering[skip.source]
                     vector = vector + other.mm((skip.matrix.T * made_up).tolist())
