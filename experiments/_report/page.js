@@ -84,7 +84,7 @@
   }
 
   // On paper everything is open.
-  let closed = [];
-  addEventListener("beforeprint", () => { closed = all("details:not([open])"); closed.forEach((one) => { one.open = true; }); });
-  addEventListener("afterprint", () => { closed.forEach((one) => { one.open = false; }); });
+  const closed = new Set();
+  addEventListener("beforeprint", () => { for (const one of all("details:not([open])")) { closed.add(one); one.open = true; } });
+  addEventListener("afterprint", () => { for (const one of closed) one.open = false; closed.clear(); });
 })();
