@@ -19,7 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from secure_ml import data, threats
 from secure_ml.attack import Attack
 from secure_ml.defense import Defense
-from secure_ml.discovery import construct, methods, task, task_builders
+from secure_ml.discovery import all_methods, construct, task, task_builders
 from secure_ml.errors import UsageError, require, unknown
 from secure_ml.task import Task
 from secure_ml.threats import Threat
@@ -31,14 +31,14 @@ THREATS: dict[str, type[Threat]] = {
 
 
 def attacks() -> dict[str, type[Attack]]:
-    """Every attack by name, family by family."""
-    found = methods("attacks", Attack)  # type: ignore[type-abstract]
+    """Every attack by name, family by family; other packages' as well."""
+    found = all_methods("attacks", Attack)  # type: ignore[type-abstract]
     return dict(sorted(found.items(), key=lambda item: item[1].family))
 
 
 def defenses() -> dict[str, type[Defense]]:
-    """Every defense by name."""
-    return methods("defenses", Defense)
+    """Every defense by name; other packages' as well."""
+    return all_methods("defenses", Defense)
 
 
 @dataclass(frozen=True)

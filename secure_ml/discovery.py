@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pkgutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 import typeguard
 
 from secure_ml.errors import UsageError, unknown
+from secure_ml.plugins import with_outside
 from secure_ml.task import Task
 
 T = TypeVar("T")
@@ -38,10 +40,43 @@ def methods(package: str, base: type[T]) -> dict[str, type[T]]:
 
 @cache
 def task_builders() -> dict[str, BuildTask]:
-    """The functions that make the document models: each is called as the file in ``secure_ml.tasks`` it lies in."""
+    """The functions that make tasks: each is called as the file in ``secure_ml.tasks`` that it lies in.
+
+    Other packages add theirs in the entry-point group ``secure_ml.tasks``.
+    """
     root = import_module("secure_ml.tasks")
     names = sorted(info.name for info in pkgutil.iter_modules(root.__path__))
-    return {name: getattr(import_module(f"secure_ml.tasks.{name}"), name) for name in names if name[0] != "_"}
+    house = {name: getattr(import_module(f"secure_ml.tasks.{name}"), name) for name in names if name[0] != "_"}
+    return with_outside("secure_ml.tasks", house, _no_task)
+
+
+def all_methods(package: str, base: type[T]) -> dict[str, type[T]]:
+    """The methods of a package of this project, and those of other packages in the entry-point group of its name."""
+    return with_outside(f"secure_ml.{package}", methods(package, base), lambda thing: _no_method(thing, base))
+
+
+def _no_method(thing: object, base: type[Any]) -> str:
+    """Why a thing of another package cannot be used as a method; empty where it can."""
+    kind = base.__name__
+    if not inspect.isclass(thing) or not issubclass(thing, base) or inspect.isabstract(thing):
+        return f"it is no class that inherits from {kind} and says all that it must"
+    if not dataclasses.is_dataclass(thing) or not thing.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return f"{thing.__name__} is no frozen dataclass"
+    try:
+        thing()
+    except Exception as error:  # it is another package's
+        return f"{thing.__name__}() fails ({type(error).__name__}: {error})"
+    return ""
+
+
+def _no_task(thing: object) -> str:
+    """Why a thing of another package cannot be used as the function of a task; empty where it can."""
+    if not inspect.isfunction(thing):
+        return "it is no function that returns a Task"
+    for option in inspect.signature(thing).parameters.values():
+        if option.default is option.empty or option.annotation is option.empty:
+            return f"its option {option.name} has no default, or no type"
+    return "" if "tiny" in inspect.signature(thing).parameters else "it has no option tiny"
 
 
 def task(name: str, **options: Any) -> Task:

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secure_ml.plugins import outside_packages
+
 HOUSE = ("secure_ml", "attacks", "defenses", "experiments")
 
 
@@ -167,9 +169,9 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
 
 @cache
 def _followed(name: str) -> bool:
-    """Whether a module belongs to this project or to the user, rather than to an installed package."""
+    """Whether a module belongs to this project, to a package that adds to it, or to the user, not to another."""
     top = name.partition(".")[0]
-    if top in HOUSE:
+    if top in HOUSE or top in outside_packages():
         return _origin(name) is not None
     origin = None if top in sys.stdlib_module_names else _origin(top)
     installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
