@@ -23,6 +23,7 @@ from experiments._report import draw, read, write
 from experiments._report._kinds import family, methods
 from experiments._report._matrix import make_columns
 from experiments._report._png import png
+from experiments._report._style import GLYPHS
 from experiments._report._svg import Scale, el
 from experiments._report._taxonomy import RISKS
 from experiments._report._text import csv_text, write_parquet
@@ -385,3 +386,16 @@ def test_several_runs_are_drawn_even_with_one_seed(tmp_path: Path) -> None:
     runs = [read(tmp_path / name) for name in ("a", "b")]
     draw(runs, tmp_path)
     assert "cannot tell: 1 seed" in (tmp_path / "report.html").read_text()
+
+
+def test_the_guide_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its code runs, and the signs and words that it explains are those that are written."""
+    guide = (ROOT / "docs" / "read-the-report.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "runs" / "matrix").mkdir(parents=True)
+    save_rows(material(), tmp_path / "runs" / "matrix" / "rows.jsonl")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert "A() accuracy under Linf(0.1)" in capsys.readouterr().out
+    assert all(sign in guide for verdict, sign in GLYPHS.items() if "different" not in verdict)
+    assert all(word in guide for word in GLYPHS if "different" not in word)

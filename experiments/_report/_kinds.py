@@ -30,11 +30,16 @@ class Method:
 
 def family(row: Row) -> str:
     """The risk that a row tells of."""
-    if not row.attack:
-        return UTILITY if is_score(row.measure) or row.unit == "seconds" else _by_measure(row.measure)
-    names = _CALLS.findall(row.attack)
+    return kind_of(row.attack, row.measure, row.unit)
+
+
+def kind_of(attack: str, measure: str, unit: str) -> str:
+    """The risk of a measurement."""
+    if not attack:
+        return UTILITY if is_score(measure) or unit == "seconds" else _by_measure(measure)
     known = _families()
-    return next((known[name] for name in names if known.get(name) in RISKS), _by_measure(row.measure))
+    of = (known[name] for name in _CALLS.findall(attack) if known.get(name) in RISKS)
+    return next(of, _by_measure(measure))
 
 
 def _by_measure(measure: str) -> str:

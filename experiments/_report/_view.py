@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from experiments._report import _style
-from experiments._report._kinds import Method, family, methods, risk_order
+from experiments._report._kinds import Method, family, kind_of, methods, risk_order
 from experiments._report._lines import robustness, rocs
 from experiments._report._material import Exhibit, Run
 from experiments._report._matrix import Effects, Matrix, make_matrix
@@ -173,7 +173,11 @@ def _chapter(run: Run, task: str, anchor: str) -> Chapter:
     def first(effect: Effect) -> bool:
         return (effect.defenses, effect.attack, effect.measure) in heads
 
-    found, together = effects(single, first=first), stacked(single, first=first)
+    def place(effect: Effect) -> tuple[int, str, str, int]:
+        kind = risk_order(kind_of(effect.attack, effect.measure, effect.unit))
+        return kind, effect.measure, effect.attack, stacks[effect.defenses]
+
+    found, together = (sorted(of(single, first=first), key=place) for of in (effects, stacked))
     by_cell = {(e.task, e.defenses, e.attack, e.measure): e for e in found}
     axes, points = trades(pooled)
     titles = {axis.name: _axis_title(axis.name, axis.measure) for axis in axes}
