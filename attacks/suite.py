@@ -85,6 +85,9 @@ class ReportCard(Suite):
 
     def _shadows(self, facts: Facts) -> Iterator[Rung]:
         n = self._paired(facts)
+        if n and not facts.trainable:  # which the row says
+            yield Rung((LiRA(), RMIA(online=True)), 1, 0.0)
+            return
         for count in (64, 32, 16, 8, 4) if n else ():
             attacks = (LiRA(shadows=count), RMIA(shadows=count, online=True))
             yield Rung(attacks, n, count * (facts.training + facts.costs.ask(4, n)))
@@ -103,9 +106,15 @@ def _by_worth(ways: list[Way], whole: int) -> Iterator[Rung]:
             yield from (Rung(attacks, n, seconds(n)) for n in sizes if n == whole or n < whole)
 
 
-def _way(costs: Costs, climbs: float, asks: float, *attacks: Attack) -> Way:
-    """Attacks that take so many gradients and so many answers about each example."""
-    return attacks, lambda n: (costs.climb(climbs, n) if climbs else 0.0) + costs.ask(asks, n)
+def _way(costs: Costs, climbs: float, asks: float, *attacks: Attack, standing: float = 1.0) -> Way:
+    """Attacks that take so many gradients and so many answers about each example that stands, and few about others."""
+
+    def seconds(n: int) -> float:
+        dwelt_on = math.ceil(n * standing)
+        quick = costs.climb(min(climbs, QUICK), n) if standing < 1 else 0.0
+        return quick + (costs.climb(climbs, dwelt_on) if climbs else 0.0) + costs.ask(asks, dwelt_on)
+
+    return attacks, seconds
 
 
 def _climbing(facts: Facts) -> Iterator[Way]:
@@ -117,8 +126,9 @@ def _climbing(facts: Facts) -> Iterator[Way]:
         few = min(targets, facts.classes - 1)
         ensemble = AutoAttack(steps=steps, targets=targets, queries=queries)
         path = PGD(steps=steps, loss="margin")
-        yield _way(facts.costs, steps * (2 + 2 * few), steps * few + queries, ensemble, path)
-    yield _way(facts.costs, 10, 20, PGD(steps=10, loss="margin"), Square(queries=20))
+        climbs, asks = steps * (2 + 2 * few), steps * few + queries
+        yield _way(facts.costs, climbs, asks, ensemble, path, standing=facts.standing)
+    yield _way(facts.costs, 10, 20, PGD(steps=10, loss="margin"), Square(queries=20), standing=facts.standing)
 
 
 def _asking(facts: Facts) -> Iterator[Way]:
@@ -168,5 +178,7 @@ def _checks(facts: Facts) -> Iterator[Rung]:
             yield Rung((EvasionChecks(points=points),), points, seconds + facts.training)
 
 
+QUICK = 20
+"""Gradients that examples take which fall at once, in two attacks."""
 COPYING = 50
 """Epochs of a small copy."""

@@ -24,6 +24,7 @@ from experiments._run import crashed
 from secure_ml.assess import assess
 from secure_ml.errors import UsageError, require, unknown
 from secure_ml.gate import conditions
+from secure_ml.rows import save_rows
 from secure_ml.task import Task
 from secure_ml.victim import writable
 
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
             device=options.device,
             tell=status.update,
         )
+    save_rows([*done.rows, *done.card], out / "rows.jsonl")
     (out / "card.txt").write_text(f"{done}\n")
     publish("assess", argv, done.card, done.results, started, out)
     print("\n".join(json.dumps(asdict(row)) for row in done.card) if options.json else done)

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor
 
+from secure_ml.access import WhiteBox
 from secure_ml.attack import Attack, Result
-from secure_ml.batch import leaves
+from secure_ml.batch import Batch, leaves
+from secure_ml.climb import climb
 from secure_ml.errors import BudgetExceeded, NotApplicable
+from secure_ml.families.evasion import is_classifier
 from secure_ml.families.scrutiny import Finding
 from secure_ml.outputs import Classes
 from secure_ml.outside.costs import Costs
 from secure_ml.outside.opaque import opaque
-from secure_ml.report import card, with_usage
+from secure_ml.randomness import generator
+from secure_ml.report import card
 from secure_ml.rows import make_row
+from secure_ml.stats import Estimate, clopper_pearson
 from secure_ml.suite import Facts, Rung, Step
-from secure_ml.task import Recipe
+from secure_ml.threats import Walk
 from secure_ml.victim import Victim
 
 Tell = Callable[[str], None]
 Tried = list[tuple[Attack | None, Result]]
 MEMBERS = "on members"
 """What is added to the name of a score that is measured on training examples."""
+LOOKED_AT = 32
+"""Examples of which it is seen beforehand whether they stand."""
 NOTICED = 0.5
 """Seconds of an estimate above which it is compared with what a step took."""
 
@@ -41,11 +48,11 @@ class Appraisal:
 def appraise(victims: Sequence[Victim], steps: Sequence[Step], seconds: float, seed: int, tell: Tell) -> Appraisal:
     """Every step on every victim, each as thoroughly as its share of the time that is left allows.
 
-    Where a step took longer than was thought, all that are to come are taken to be as slow.
+    Where the steps so far took longer than was thought, those that are to come are taken to be as slow.
     """
-    done, pace = Appraisal(), 1.0
+    done, pace, spent, thought = Appraisal(), 1.0, 0.0, 0.0
     end = time.perf_counter() + seconds
-    done.tried.extend((None, _guarded(victim, None, partial(_card, victim))) for victim in victims)
+    done.tried.extend((None, _guarded(victim, None, partial(_card, victim), {})) for victim in victims)
     for place, step in enumerate(steps):
         start = time.perf_counter()
         left = max(end - start, 0.0) / len(victims) / pace
@@ -61,19 +68,20 @@ def appraise(victims: Sequence[Victim], steps: Sequence[Step], seconds: float, s
                     result = _attempt(victim, attack, rung, seed)
                 done.tried.append((attack, result))
         if rung is not None and rung.seconds > NOTICED:
-            pace = max((time.perf_counter() - start) / len(victims) / rung.seconds, 1.0)
+            spent, thought = spent + time.perf_counter() - start, thought + rung.seconds * len(victims)
+            pace = max(spent / thought, 1.0)
     return done
 
 
-def facts_of(victim: Victim, costs: Costs, trainable: bool) -> Facts:
-    """What a suite is chosen by."""
+def facts_of(victim: Victim, costs: Costs, trainable: bool, seconds: float) -> Facts:
+    """What a suite is chosen by, of which no more than a twentieth of so many seconds are used up."""
     task, splits = victim.task, victim.splits
     few = victim.served(splits.test.take(slice(0, 2)).inputs)
     classes = (2 if few.ndim == 1 else few.shape[-1]) if isinstance(task.output, Classes) else 0
     return Facts(
         task=task,
         costs=costs,
-        training=_training(task.recipe, len(splits.train), costs) if trainable else 0.0,
+        training=training_of(victim, costs) if trainable else 0.0,
         trainable=trainable,
         members=len(splits.train),
         others=len(splits.nonmembers),
@@ -82,11 +90,29 @@ def facts_of(victim: Victim, costs: Costs, trainable: bool) -> Facts:
         shape=tuple(splits.test.inputs.shape[1:]) if isinstance(splits.test.inputs, Tensor) else (),
         classes=classes,
         blind=opaque(victim.module) is not None,
+        standing=_standing(victim, costs, seconds / 20),
     )
 
 
-def _training(recipe: Recipe, members: int, costs: Costs) -> float:
-    """Seconds, from those of a gradient in the inputs, which is half of the work."""
+def _standing(victim: Victim, costs: Costs, seconds: float) -> float:
+    """The share of examples that a few steps do not break, at most: those that a longer attack will dwell on."""
+    threat, batch = victim.task.threat, victim.splits.test.take(slice(0, LOOKED_AT))
+    climbed = threat is not None and all(isinstance(part, Walk) for part in threat.parts())
+    if not climbed or costs.backward is None or not is_classifier(victim.task) or costs.climb(10, len(batch)) > seconds:
+        return 1.0
+    assert threat is not None
+    access, rng = WhiteBox(victim.task, victim.module), generator(victim.seed, "standing")
+    try:
+        changed = Batch(climb(access, batch, threat, None, rng, steps=10), batch.target)
+    except Exception:  # which the attacks will meet as well, and tell
+        return 1.0
+    right = victim.task.score.values(victim.served, changed) > 0
+    return clopper_pearson(int(right.sum()), len(batch)).high
+
+
+def training_of(victim: Victim, costs: Costs) -> float:
+    """Seconds that one more such model takes to train, from those of a gradient in the inputs, half of the work."""
+    recipe, members = victim.task.recipe, len(victim.splits.train)
     steps = -(-members // recipe.batch_size)
     return 1.5 * recipe.epochs * steps * costs.climb(1, min(recipe.batch_size, members))
 
@@ -97,15 +123,22 @@ def nothing(victim: Victim, why: str) -> Result:
 
 
 def _attempt(victim: Victim, attack: Attack, rung: Rung, seed: int) -> Result:
-    return _guarded(
-        victim,
-        attack,
-        lambda: with_usage(victim, attack.evaluate(victim, threat=None, seed=seed, examples=rung.examples)),
-    )
+    work = partial(attack.evaluate, victim, threat=None, seed=seed, examples=rung.examples)
+    return _guarded(victim, attack, work, dict(victim.served.usage()))
 
 
-def _guarded(victim: Victim, attack: Attack | None, work: Callable[[], Result]) -> Result:
-    """The result, or a row that says why there is none: whatever one attack does, the others go on."""
+def _guarded(victim: Victim, attack: Attack | None, work: Callable[[], Result], before: Mapping[str, int]) -> Result:
+    """The result, or a row that says why there is none: whatever one attack does, the others go on.
+
+    What was used by it is what is counted now, less what was counted before.
+    """
+    result = _kept(victim, attack, work)
+    used = {name: count - before.get(name, 0) for name, count in victim.served.usage().items()}
+    rows = (make_row(victim, name, _exactly(count), unit="count") for name, count in used.items() if count)
+    return replace(result, usage=tuple(rows))
+
+
+def _kept(victim: Victim, attack: Attack | None, work: Callable[[], Result]) -> Result:
     try:
         return work()
     except (NotApplicable, BudgetExceeded) as why:
@@ -129,7 +162,11 @@ def _card(victim: Victim) -> Result:
     if next(leaves(train.inputs)).numel():
         told = make_row(victim, f"{score.name} {MEMBERS}", score.measure(victim.served, train), unit=score.unit)
         rows.insert(1, told)
-    return with_usage(victim, Result(tuple(rows)))
+    return Result(tuple(rows))
+
+
+def _exactly(value: float) -> Estimate:
+    return Estimate(float(value), float("nan"), float("nan"), 1, "counted")
 
 
 def _too_long(rung: Rung, left: float) -> str:

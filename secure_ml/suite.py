@@ -28,6 +28,8 @@ class Facts:
     """Of one input, where inputs are one tensor; else empty."""
     classes: int
     """Classes that are told apart; 0 where answers are no classes."""
+    standing: float = 1.0
+    """The share of examples that a quick attack leaves standing, at most: what a thorough one takes its time for."""
     blind: bool
     """Whether the model only answers."""
 

@@ -19,8 +19,8 @@ from secure_ml.surfaces import Surface
 from secure_ml.task import Loss
 
 COST = "cost"
-MOST = 1000
-"""Examples at a time, at most."""
+USUAL, MOST = 64, 1000
+"""Examples at a time where costs are measured, and at most."""
 SHARE = 8
 """Part of the free memory that a pass may take: one in so many."""
 ENOUGH = 0.2
@@ -35,6 +35,11 @@ class Price:
 
     call: float
     example: float
+
+    @property
+    def in_batch(self) -> float:
+        """Seconds of an example in a batch of the usual size."""
+        return self.example + self.call / USUAL
 
     def of(self, calls: float, examples: int, chunk: int) -> float:
         """Seconds of so many calls about each of some examples, shown a chunk at a time."""
@@ -76,14 +81,15 @@ def measure(module: nn.Module, batch: Batch, loss: Loss, surface: Surface | None
             surface.gradient(module, part.inputs, lambda inputs: loss(module, Batch(inputs, part.target)))
 
     chunk = MOST if blind else min(max(_free(batch) // SHARE // max(_saved(module, few, loss), 1), 1), MOST)
-    some, one = (batch.take(slice(0, n)) for n in (min(chunk, 64), 1))
+    some, one = (batch.take(slice(0, n)) for n in (min(chunk, USUAL), 1))
     forward = _price(ask, one, some)
     try:
         backward = None if blind or surface is None else _price(climb, one, some)
     except UsageError:  # a module without a gradient: the checks say what that means
         backward = None
-    slope = f", {backward.example * 1e3:.3g} ms with the gradient" if backward else ""
-    found.append(Finding(COST, "PASS", f"an example takes {forward.example * 1e3:.3g} ms{slope}; {chunk} at a time"))
+    slope = f", {backward.in_batch * 1e3:.2g} ms with the gradient" if backward else ""
+    said = f"in a batch, an example takes {forward.in_batch * 1e3:.2g} ms{slope}; at most {chunk} at a time"
+    found.append(Finding(COST, "PASS", said))
     return Costs(forward=forward, backward=backward, chunk=chunk)
 
 

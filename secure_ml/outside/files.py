@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -56,7 +57,7 @@ def open_file(path: Path | str) -> File:
             return _exported(path, names)
         if any("/code/" in name for name in names):
             return _script(path)
-    except (RuntimeError, ValueError, AssertionError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, AssertionError, KeyError, OSError, UnpicklingError) as error:
         raise UsageError(f"{path} cannot be opened: {_first_line(error)}") from None
     raise UsageError(
         f"{path} is a pickle or holds weights alone: give the module itself, or write it with torch.export.save"
