@@ -102,7 +102,7 @@ def arguments(text: str) -> dict[str, Any]:
     path, _, name = text.rpartition(":") if ":" in text else (text, "", "task")
     found = getattr(_module(Path(path)), name, None)
     require(found is not None, f"{path} has no {name}: give a Task, a dictionary of what assess takes, or a function")
-    given = found() if callable(found) and not isinstance(found, (Task, type)) else found
+    given = found() if callable(found) and not isinstance(found, (Task, type, torch.nn.Module)) else found
     if isinstance(given, Task):
         return {"model": given}
     if is_dataclass(given) and not isinstance(given, type):
