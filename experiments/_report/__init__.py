@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments._provenance import provenance
-from experiments._report._material import Run, gather, keep, read
+from experiments._report._files import keep, read
+from experiments._report._material import Run, gather
 from experiments._report._page import page
 from experiments._report._text import csv_text, markdown, model_card, write_parquet
 from secure_ml.attack import Result

@@ -15,7 +15,9 @@ from typing import Any
 from experiments._report import _style
 from experiments._report._material import Run
 from experiments._report._page import moved, origin
-from experiments._report._view import Chapter, Check, chapters, cited, shown
+from experiments._report._pooled import shown
+from experiments._report._trust import Check
+from experiments._report._view import Chapter, chapters, cited
 from secure_ml.direction import direction
 from secure_ml.interactions import Effect
 from secure_ml.rows import Row, table
