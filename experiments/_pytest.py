@@ -57,7 +57,7 @@ class CaseItem(pytest.Item):
         """Run the case again; `Moved` where something is not as expected."""
         from experiments._replay import replay
 
-        done = replay(self.case)
+        done = replay(self.case, folder=self.path.parent)
         if done.moved:
             raise Moved(f"{done.moved} of {len(done.compared)} measurements moved\n{done}")
 

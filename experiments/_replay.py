@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,7 @@ from experiments._case import CARD, NOTHING, Case, Expected
 from experiments._catalog import Catalog, threat_of
 from experiments._provenance import hardware
 from secure_ml.cells import PACKAGES
-from secure_ml.errors import NotApplicable, require
+from secure_ml.errors import NotApplicable, UsageError, require
 from secure_ml.families.scrutiny import VERDICTS
 from secure_ml.report import card
 from secure_ml.rows import Row, make_row, package_version
@@ -67,14 +68,26 @@ class Replayed:
         return "\n".join([*(f"  {one}" for one in self.compared), *(f"  other  {one}" for one in self.differs)])
 
 
-def replay(case: Case, *, other_data: bool = False) -> Replayed:
-    """Run a case again and compare.
+def task_named(text: str, folder: Path = Path()) -> Task:
+    """The task of an expression, ``digits_cnn(width=8)``, or of a Python file in a folder, ``my_model.py:task``."""
+    if ".py" not in text:
+        return Catalog.plain().task(text)
+    from experiments.assess import arguments
+
+    given = arguments(str(folder / text))["model"]
+    if not isinstance(given, Task):
+        raise UsageError(f"{text} gives a {type(given).__name__}: a case trains its model again, so it needs a Task")
+    return given
+
+
+def replay(case: Case, *, folder: Path = Path(), other_data: bool = False) -> Replayed:
+    """Run a case again and compare; Python files that it names are looked for in a folder, that of the case.
 
     Raises `UsageError` where it cannot be run, and where its data are not those that were recorded, unless they may
     be others.
     """
     start = time.perf_counter()
-    task = Catalog.plain().task(case.task)
+    task = task_named(case.task, folder)
     data, recorded = task.draw(case.seed).fingerprint(), case.recorded
     require(
         data == recorded.data or other_data,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import tyro
 
 from experiments._case import CARD, SUFFIX, Case, Expected, Recorded, read, write
 from experiments._catalog import Catalog, parse, set_data_directory, threat_of
-from experiments._replay import Found, machine, processor, run, value_of
+from experiments._replay import Found, machine, processor, run, task_named, value_of
 from secure_ml.defense import stack_name
 from secure_ml.errors import UsageError, require
 from secure_ml.rows import Row
@@ -34,7 +35,7 @@ class Record:
     case: tyro.conf.Positional[Path]
     """The file to write, NAME.case.toml; one that is there already is measured anew with --update."""
     task: str = ""
-    """The task: digits_cnn, or digits_cnn(width=8)."""
+    """The task: digits_cnn, digits_cnn(width=8), or a Task of your own, my_model.py:task."""
     defense: str = "none"
     """The stack: none, dp_sgd(epsilon=1), adversarial_training+dp_sgd."""
     attack: tuple[str, ...] = (CARD,)
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         f"--tolerance must be at least 0; given {options.tolerance}",
     )
     case = read(path) if options.update else _asked(options, catalog)
-    task = Catalog.plain().task(case.task)
+    task = task_named(case.task, path.parent)
     start = time.perf_counter()
     found = run(case, task)
     case = replace(case, recorded=_recorded(case, task, time.perf_counter() - start))
@@ -108,7 +109,7 @@ def _asked(options: Record, catalog: Catalog) -> Case:
         require(getattr(options, name) >= 1, f"--{name} must be at least 1; given {getattr(options, name)}")
     names = tuple(name if name == CARD else repr(catalog.attack(name)) for name in options.attack)
     return Case(
-        task=repr(catalog.task(options.task)),
+        task=_task(options, catalog),
         defenses=stack_name(catalog.stack(options.defense)),
         attacks=tuple(dict.fromkeys(names)),
         threat=repr(threat_of(options.threat)) if options.threat else "",
@@ -122,6 +123,14 @@ def _asked(options: Record, catalog: Catalog) -> Case:
         recorded=Recorded(data=""),
         expect=(),
     )
+
+
+def _task(options: Record, catalog: Catalog) -> str:
+    """The task as the case names it: a file is named as it is seen from the case."""
+    if ".py" not in options.task:
+        return repr(catalog.task(options.task))
+    file, _, name = options.task.partition(".py")
+    return f"{os.path.relpath(file, options.case.parent)}.py{name}"
 
 
 def _recorded(case: Case, task: Task, seconds: float) -> Recorded:

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     code = 0
     for path, case in cases.items():
         try:
-            done = replay(case, other_data=options.other_data)
+            done = replay(case, folder=path.parent, other_data=options.other_data)
         except SecureMLError as error:
             print(f"secure-ml: {path}: {error}", file=sys.stderr)
             code = 2

@@ -230,6 +230,33 @@ def test_missing_data_are_one_sentence(
     assert "put a tab-separated file" in capsys.readouterr().err
 
 
+MINE = """
+import secure_ml as sm
+from dataclasses import replace
+
+task = replace(sm.task("digits_mlp", tiny=True), name="mine")
+given = {"model": task.build()}
+"""
+
+
+def test_a_task_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file is looked for beside the case, wherever the command runs."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "models" / "own_model.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    assert main(["record", "cases/x.case.toml", "--task", "models/own_model.py:task"]) == 0
+    assert read(Path("cases/x.case.toml")).task == "../models/own_model.py:task"
+    monkeypatch.chdir(tmp_path / "models")
+    assert main(["replay", "../cases"]) == 0
+    alien = altered(tmp_path / "cases" / "x.case.toml", tmp_path / "cases", "own_model.py:task", "own_model.py:given")
+    capsys.readouterr()
+    assert main(["replay", str(alien)]) == 2
+    assert "a case trains its model again, so it needs a Task" in capsys.readouterr().err
+
+
 PLUGIN = ["-q", "-p", "experiments._pytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
 STRICT = "[pytest]\naddopts = --strict-markers\nfilterwarnings = error\n"
 
