@@ -38,6 +38,8 @@ class Move:
     told: tuple[Effect, ...]
     rest: tuple[Effect, ...]
     gone: tuple[str, ...]
+    apart: tuple[tuple[str, str, str], ...]
+    """What the runs themselves differ in: name, before, after."""
 
     @property
     def said(self) -> str:
@@ -55,7 +57,15 @@ def moved(after: Run, before: Run) -> Move:
     found = sorted(compared(after.single, before.single), key=lambda effect: RANKS.get(effect.verdict, 9))
     told = [effect for effect in found if RANKS.get(effect.verdict, 9) < RANKS["within noise"]]
     mine, theirs = ({row.defenses for row in run.rows} for run in (after, before))
-    return Move(before.name, after.name, tuple(told), tuple(found[len(told) :]), tuple(sorted(mine ^ theirs)))
+    rest = tuple(found[len(told) :])
+    return Move(before.name, after.name, tuple(told), rest, tuple(sorted(mine ^ theirs)), tuple(_apart(after, before)))
+
+
+def _apart(after: Run, before: Run) -> list[tuple[str, str, str]]:
+    """Command, versions, hardware and seeds that are not the same; not when it was, nor how long it took."""
+    new, old = ({"command": str(run.provenance.get("command") or ""), **dict(origin(run))} for run in (after, before))
+    names = [name for name in dict.fromkeys([*old, *new]) if name not in ("started", "seconds")]
+    return [(name, old.get(name, "-"), new.get(name, "-")) for name in names if old.get(name) != new.get(name)]
 
 
 def page(runs: Sequence[Run]) -> str:

@@ -112,6 +112,8 @@ def _line(row: Row, drawn: Markup, found: Effects, stacks: Stacks) -> TileLine:
 
 def _sentence(rows: Sequence[Row], best: Row, found: Effects) -> str:
     """What the tile says, in a sentence that claims no more than the seeds bear."""
+    if len(rows) == 1:
+        return _alone(rows[0])
     known = {row.defenses: found.get((row.task, row.defenses, row.attack, row.measure)) for row in rows}
     better = [name for name, effect in known.items() if effect and effect.verdict == "better"]
     worse = [name for name, effect in known.items() if effect and effect.verdict == "worse"]
@@ -127,6 +129,25 @@ def _sentence(rows: Sequence[Row], best: Row, found: Effects) -> str:
         told = f"{_list(better)} better than the bare model beyond noise." if better else "No gain beyond noise."
     told += f" Perhaps better, before correction: {_list(perhaps)}." if perhaps else ""
     return told + (f" Worse beyond noise: {_list(worse)}." if worse else "")
+
+
+ALONE = {
+    "utility": "It scores {}.",
+    "evasion": "{} is left under attack.",
+    "certification": "{} is proved.",
+    "extraction": "The best copy agrees with {} of the answers.",
+    "audit": "epsilon {}: so much of a single example shows, if not more.",
+    "poisoning": "{} of the triggered inputs go where the adversary wants.",
+}
+
+
+def _alone(row: Row) -> str:
+    """What one stack's number says by itself."""
+    kind = family(row)
+    if kind == "membership" and row.low is not None:
+        told = "better than" if row.low > 0.5 else "no better than"
+        return f"{_style.both(row)}: members are told from others {told} by chance."
+    return ALONE.get(kind, "{}.").format(_style.both(row))
 
 
 def _change(effect: Effect) -> str:
