@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from defenses.homomorphic.contract import Contract
-from defenses.homomorphic.levels import check_marks, make_context
+from defenses.homomorphic.levels import EXACT, _ids, check_marks, make_context
 from defenses.homomorphic.wire import Files, fingerprint, frame, sealapi, unframe
 from secure_ml.errors import UsageError
 
@@ -75,7 +75,17 @@ class Client:
             return torch.zeros(0, *self.contract.shape, dtype=torch.float64)
         values = torch.stack([self._secrets.decrypt(blob) for blob in blobs])
         rows = values.T[:n] if many else values[:, list(self.contract.answers or range(outputs))]
+        self._check_range(rows)
         return rows.reshape(n, *self.contract.shape)
+
+    def _check_range(self, values: Tensor) -> None:
+        """Raise `UsageError` for answers that no input within the contract's limits has."""
+        room, largest = self.contract.parameters.headroom, float(values.abs().max())
+        if not largest <= room:
+            raise UsageError(
+                f"an answer of {largest:.3g} was decrypted, where they wrap beyond {room:.3g}: it is under another "
+                "key, has overflowed, or was made up"
+            )
 
     def _marks(self) -> dict[str, Any]:
         return {"contract": self.contract.id, "keys": self.keys}
@@ -124,8 +134,21 @@ class SealSecrets:
         return self._files.to_bytes(ciphertext)
 
     def decrypt(self, blob: bytes) -> Tensor:
-        """All slots, in float64."""
+        """All slots, in float64; raises `UsageError` for a ciphertext that no answer of this contract can be."""
         ciphertext, plain = self._seal.Ciphertext(), self._seal.Plaintext()
         self._files.into(ciphertext, blob, self._context)
+        self._check(ciphertext)
         self._decryptor.decrypt(ciphertext, plain)
         return torch.tensor(self._encoder.decode_double(plain), dtype=torch.float64)
+
+    def _check(self, ciphertext: Any) -> None:
+        """An answer has used up its levels, is two polynomials of which one hides the other, and has its scale."""
+        last, planned = _ids(self._context)[-1], self.contract.parameters.scale
+        if ciphertext.parms_id() != last or ciphertext.size() != 2:
+            raise UsageError("a ciphertext of another level or size than an answer's was given: it is none, or made up")
+        if abs(ciphertext.scale / planned - 1) > EXACT:
+            raise UsageError(
+                f"an answer at the scale {ciphertext.scale:.6g} was given; this contract's are at {planned:.6g}"
+            )
+        if ciphertext.is_transparent():
+            raise UsageError("a ciphertext that hides nothing was given: it is no answer, or made up")

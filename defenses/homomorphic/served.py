@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from defenses.homomorphic.audit import Service, audit
 from defenses.homomorphic.circuit import rows_of
 from defenses.homomorphic.client import Client
+from defenses.homomorphic.deceit import duped
 from defenses.homomorphic.lookup import looked_up
 from defenses.homomorphic.program import Program
 from defenses.homomorphic.server import Server
 from defenses.homomorphic.transcript import overhear
 from secure_ml.batch import Tree
 from secure_ml.errors import SecureMLError
+from secure_ml.families.deceit import Dupe, Gullible, Secret
 from secure_ml.families.protocol import Conversation, Shown, Transcript
 from secure_ml.families.scrutiny import Finding
 from secure_ml.randomness import generator
@@ -27,7 +29,7 @@ LARGER = 16.0
 """How many times the error that is expected of the noise explains an answer's: beyond, it has wrapped."""
 
 
-class Encrypted(Conversation):
+class Encrypted(Conversation, Gullible):
     """A program served on ciphertexts: the first ``encrypt`` queries (all, if None) are really encrypted.
 
     Every decrypted answer is compared with the circuit in the clear, since an overflow would be silent. Later queries
@@ -93,6 +95,10 @@ class Encrypted(Conversation):
         """What travels for a batch of queries, and the secret key that it must not tell."""
         assert isinstance(inputs, Tensor)
         return overhear(*self.ends(), rows_of(looked_up(self.table, inputs)), shown)
+
+    def duped(self, inputs: Tree, answers: int) -> tuple[Dupe, Mapping[Secret, Tensor]]:
+        """A client that asks about these inputs, with what a server that lies to it is after."""
+        return duped(*self.ends(), rows_of(looked_up(self.table, inputs)), answers)
 
     def _imagined(self, rows: Tensor) -> Tensor:
         answers = self.program.circuit.run(rows)

@@ -72,6 +72,20 @@ class Throughput:
             ciphertexts = [self._finished(c, float(b), level) for c, b in zip(ciphertexts, step.bias, strict=True)]
         return [self.levels.files.to_bytes(ciphertext) for ciphertext in ciphertexts]
 
+    def substituted(self, weights: Tensor, biases: Tensor, blobs: Sequence[bytes]) -> list[bytes]:
+        """Affine functions ``weights (K, in)``, ``biases (K, slots)`` of a query, at an answer's level and scale.
+
+        What a server that does not keep to its program returns: nothing in an answer says what was computed.
+        """
+        entering, levels, found = [_Entering(*self._residues(blobs, 0))], self.levels, []
+        for ciphertext, bias in zip(self._by_residues(weights, 0, [], entering), biases, strict=True):
+            levels.rescale(ciphertext)
+            plain = levels.encoded(bias.tolist(), 1, levels.parameters.scale)
+            levels.evaluator.add_plain_inplace(ciphertext, plain)
+            last = len(levels.ids) - 1
+            found.append(levels.files.to_bytes(levels.lowered(ciphertext, last) if last > 1 else ciphertext))
+        return found
+
     def _residues(self, blobs: Sequence[bytes], level: int) -> tuple[stream.Stream, np.ndarray]:
         """The residues of ciphertexts, ``(primes, n, 2, degree)``, and a stream to write others by."""
         primes = len(self.levels.primes) - level
