@@ -23,6 +23,7 @@ from attacks.scrutiny.evasion_checks import EvasionChecks
 from attacks.scrutiny.privacy_checks import PrivacyChecks
 from secure_ml.attack import Attack
 from secure_ml.families.evasion import is_classifier
+from secure_ml.families.extraction import CLIMB, TRANSFERRED
 from secure_ml.imitation import Net
 from secure_ml.outside.costs import Costs
 from secure_ml.suite import Facts, Rung, Step, Suite
@@ -46,7 +47,7 @@ class ReportCard(Suite):
         made = [
             Step(name="membership by loss", rungs=self._losses(facts), weight=0.5),
             Step(name="evasion", rungs=self._evasion(facts), weight=4),
-            Step(name="extraction", rungs=tuple(_extraction(facts)), weight=2),
+            Step(name="extraction", rungs=tuple(_extraction(facts, self.examples)), weight=2),
             Step(name="checks of privacy", rungs=self._privacy(facts), weight=0.5),
             Step(name="checks of robustness", rungs=tuple(_checks(facts)), weight=3),
             Step(name="membership by labels", rungs=tuple(self._labels(facts)), weight=1),
@@ -57,7 +58,7 @@ class ReportCard(Suite):
     def _losses(self, facts: Facts) -> tuple[Rung, ...]:
         n = self._paired(facts)
         attacks = (LossThreshold(), *([Entropy()] if is_classifier(facts.task) else []))
-        return (Rung(attacks, n, facts.costs.ask(4, n)),) if n else ()
+        return (Rung(attacks, n, facts.costs.ask(4, n), 4 * n),) if n else ()
 
     def _privacy(self, facts: Facts) -> tuple[Rung, ...]:
         n = self._paired(facts)
@@ -81,7 +82,8 @@ class ReportCard(Suite):
         n = self._paired(facts)
         if n and is_classifier(facts.task) and any(isinstance(s, Box) for s in facts.task.surfaces):
             for queries in (250, 100, 30):
-                yield Rung((BoundaryDistance(search="noise", queries=queries),), n, facts.costs.ask(queries, 2 * n))
+                attack = BoundaryDistance(search="noise", queries=queries)
+                yield Rung((attack,), n, facts.costs.ask(queries, 2 * n), 2 * queries * n)
 
     def _shadows(self, facts: Facts) -> Iterator[Rung]:
         n = self._paired(facts)
@@ -93,8 +95,17 @@ class ReportCard(Suite):
             yield Rung(attacks, n, count * (facts.training + facts.costs.ask(4, n)))
 
 
-Way = tuple[tuple[Attack, ...], Callable[[int], float]]
-"""Attacks, and the seconds that they take on so many examples."""
+@dataclass(frozen=True)
+class Way:
+    """Attacks, the seconds that they take on so many examples, and what they ask about each."""
+
+    attacks: tuple[Attack, ...]
+    seconds: Callable[[int], float]
+    asks: float
+
+    def on(self, n: int) -> Rung:
+        """On so many examples, whose answers are looked at besides."""
+        return Rung(self.attacks, n, self.seconds(n), round((self.asks + 2 * len(self.attacks)) * n))
 
 
 def _by_worth(ways: list[Way], whole: int) -> Iterator[Rung]:
@@ -102,8 +113,8 @@ def _by_worth(ways: list[Way], whole: int) -> Iterator[Rung]:
     strong, weak = ways[:2], ways[2:]
     many, hundred, few = (whole, 500, 200), (100,), (50, 20)
     for some, sizes in ((strong, many), (strong, hundred), (weak, many), (weak, hundred), (ways, few)):
-        for attacks, seconds in some:
-            yield from (Rung(attacks, n, seconds(n)) for n in sizes if n == whole or n < whole)
+        for way in some:
+            yield from (way.on(n) for n in sizes if n == whole or n < whole)
 
 
 def _way(costs: Costs, climbs: float, asks: float, *attacks: Attack, standing: float = 1.0) -> Way:
@@ -114,7 +125,7 @@ def _way(costs: Costs, climbs: float, asks: float, *attacks: Attack, standing: f
         quick = costs.climb(min(climbs, QUICK), n) if standing < 1 else 0.0
         return quick + (costs.climb(climbs, dwelt_on) if climbs else 0.0) + costs.ask(asks, dwelt_on)
 
-    return attacks, seconds
+    return Way(attacks, seconds, asks)
 
 
 def _climbing(facts: Facts) -> Iterator[Way]:
@@ -149,18 +160,21 @@ def _swapping(facts: Facts) -> Iterator[Way]:
         yield _way(facts.costs, 0, 1, swap) if facts.blind else _way(facts.costs, looks, looks * candidates, swap)
 
 
-def _extraction(facts: Facts) -> Iterator[Rung]:
+def _extraction(facts: Facts, examples: int) -> Iterator[Rung]:
     """A copy from the adversary's own examples, of the same architecture where that can be built."""
-    net = _net(facts)
+    net, n = _net(facts), min(examples, facts.tested)
     for queries in dict.fromkeys(min(q, facts.pool) for q in (3000, 1000, 300, 100, 30)):
         if net is None or queries < 10:
             return
         budgets = tuple(budget for budget in (queries // 10, queries // 3) if budget >= 10)
-        own = None if net == "same" else COPYING
-        each = 1e-4 + (1.5e-6 * math.prod(facts.shape[1:]) if net == "convolutional" else 0.0)
-        learning = (1 + len(budgets)) * facts.training if net == "same" else COPYING * (queries + sum(budgets)) * each
-        copy = Knockoff(queries=queries, budgets=budgets, net=net, epochs=own)
-        yield Rung((copy,), facts.tested, facts.costs.ask(1, queries) + learning)
+        stages = 1 + len(budgets)
+        if net == "same":
+            learning = stages * (facts.training + facts.costs.climb(CLIMB, TRANSFERRED))
+        else:
+            each = 1e-4 + (1.5e-6 * math.prod(facts.shape[1:]) if net == "convolutional" else 0.0)
+            learning = each * (COPYING * (queries + sum(budgets)) + stages * CLIMB * TRANSFERRED)
+        copy = Knockoff(queries=queries, budgets=budgets, net=net, epochs=None if net == "same" else COPYING)
+        yield Rung((copy,), n, facts.costs.ask(1, queries) + learning, queries + n + stages * TRANSFERRED)
 
 
 def _net(facts: Facts) -> Net | None:

@@ -55,22 +55,35 @@ def appraise(victims: Sequence[Victim], steps: Sequence[Step], seconds: float, s
     done.tried.extend((None, _guarded(victim, None, partial(_card, victim), {})) for victim in victims)
     for place, step in enumerate(steps):
         start = time.perf_counter()
-        left = max(end - start, 0.0) / len(victims) / pace
-        share = left * step.weight / sum(other.weight for other in steps[place:])
-        rung = step.within(share) or step.within(left / 2)
-        done.plan.append(_said(step, rung, pace * left))
+        left = max(end - start, 0.0)
+        share = step.weight / sum(other.weight for other in steps[place:])
+        rung = _chosen(step, left / len(victims) / pace, _spare(victims[0]), share)
+        tried: Tried = []
         for attack in (rung or step.rungs[-1]).attacks:
             for victim in victims:
                 if rung is None or (rung.seconds and time.perf_counter() > end):
-                    result = _nothing(victim, attack, _too_long(rung or step.rungs[-1], end - time.perf_counter()))
+                    why = _too_much(step.rungs[-1], pace, end - time.perf_counter(), _spare(victim))
+                    tried.append((attack, _nothing(victim, attack, why)))
                 else:
                     tell(f"{step.name}: {attack!r}")
-                    result = _attempt(victim, attack, rung, seed)
-                done.tried.append((attack, result))
+                    tried.append((attack, _attempt(victim, attack, rung, seed)))
+        done.tried.extend(tried)
+        done.plan.append(_said(step, rung, tried))
         if rung is not None and rung.seconds > NOTICED:
             spent, thought = spent + time.perf_counter() - start, thought + rung.seconds * len(victims)
             pace = max(spent / thought, 1.0)
     return done
+
+
+def _chosen(step: Step, seconds: float, spare: float, share: float) -> Rung | None:
+    """The most thorough way within the share of what is left, or a cheaper one within half of all that is left."""
+    return step.within(share * seconds, share * spare) or step.within(seconds / 2, spare / 2)
+
+
+def _spare(victim: Victim) -> float:
+    """Inputs that the model may still be asked about."""
+    part = opaque(victim.module)
+    return float("inf") if part is None else part.spare()
 
 
 def facts_of(victim: Victim, costs: Costs, trainable: bool, seconds: float) -> Facts:
@@ -169,21 +182,26 @@ def _exactly(value: float) -> Estimate:
     return Estimate(float(value), float("nan"), float("nan"), 1, "counted")
 
 
-def _too_long(rung: Rung, left: float) -> str:
+def _too_much(rung: Rung, pace: float, left: float, spare: float) -> str:
+    """Why not even the cheapest way was taken."""
     if left <= 0:
         return "left out: the time was up; give more minutes"
-    return f"left out: it would take up to {duration(rung.seconds)} of the {duration(left)} that are left"
+    if rung.asked > spare / 2:
+        return f"left out: it would ask about {rung.asked:,} inputs, and {spare:,.0f} are left; raise the limit"
+    return f"left out: it would take up to {duration(pace * rung.seconds)} of the {duration(left)} that are left"
 
 
-def _said(step: Step, rung: Rung | None, left: float) -> Finding:
-    """How a step is done, and what the most thorough way would have taken."""
-    best = step.rungs[0]
-    if rung is None:
-        return Finding(step.name, "WARN", f"left out, {duration(left)} are left", "give more minutes")
+def _said(step: Step, rung: Rung | None, tried: Tried) -> Finding:
+    """How a step was done, and what the most thorough way would have taken."""
+    best, obstacles = step.rungs[0], [result.obstacle for _, result in tried]
+    if all(obstacles):
+        return Finding(step.name, "WARN" if rung is None else "SKIP", obstacles[0])
+    assert rung is not None
     told = f"{', '.join(map(repr, rung.attacks))} on {rung.examples} examples, at most {duration(rung.seconds)}"
     if rung == best:
         return Finding(step.name, "PASS", told)
-    whole = f"{', '.join(map(repr, best.attacks))} on {best.examples} would take up to {duration(best.seconds)}"
+    more = f" and ask about {best.asked:,} inputs" if best.asked else ""
+    whole = f"{', '.join(map(repr, best.attacks))} on {best.examples} would take up to {duration(best.seconds)}{more}"
     return Finding(step.name, "WARN", f"{told}; {whole}", "give more minutes")
 
 

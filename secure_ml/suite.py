@@ -36,11 +36,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Rung:
-    """Attacks in one setting, on so many examples, and the seconds that all of them take at most."""
+    """Attacks in one setting, on so many examples, and the seconds and questions that all of them take at most."""
 
     attacks: tuple[Attack, ...]
     examples: int
     seconds: float
+    asked: int = 0
+    """Inputs that the model is asked about, at most: of importance where they are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,9 @@ class Step:
     weight: float = 1.0
     """Its share of the time that is left, beside the other steps' that are to come."""
 
-    def within(self, seconds: float) -> Rung | None:
-        """The most thorough way that the seconds last for; None where they last for none."""
-        return next((rung for rung in self.rungs if rung.seconds <= seconds), None)
+    def within(self, seconds: float, asked: float) -> Rung | None:
+        """The most thorough way that seconds and questions last for; None where they last for none."""
+        return next((rung for rung in self.rungs if rung.seconds <= seconds and rung.asked <= asked), None)
 
 
 class Suite(ABC):

@@ -421,7 +421,7 @@ def test_the_ladder_goes_down_and_everything_is_on_it() -> None:
     for step in steps:
         seconds = [rung.seconds for rung in step.rungs]
         assert min(seconds) == seconds[-1] or step.name == "evasion"
-        chosen = [step.within(limit) for limit in (1e9, 1e-9)]
+        chosen = [step.within(limit, 1e9) for limit in (1e9, 1e-9)]
         assert chosen[0] == step.rungs[0]
         assert chosen[1] is None
     evasion = steps[1]
@@ -461,8 +461,17 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
     assert [line.verdict for line in done.plan] == ["PASS", "WARN", "WARN"]
     assert "APGD() on 40 would take up to 277.8 h" in str(done.plan[2])
     (left,) = [result for attack, result in done.tried if attack == PGD()]
-    assert "left out: it would take up to 27.8 h" in left.obstacle
+    assert "left out: it would take up to" in left.obstacle
     assert [result.obstacle for attack, result in done.tried if attack in (LossThreshold(), PGD(steps=2))] == ["", ""]
+
+
+def test_questions_that_are_counted_are_planned_with() -> None:
+    steps = ReportCard().steps(facts(blind=True, trainable=False, training=0.0))
+    rung = steps[1].within(1e9, 50_000)
+    assert rung is not None
+    assert 20 < rung.asked <= 50_000
+    assert steps[1].within(1e9, 100) is None
+    assert steps[1].rungs[0].asked >= 400 * 2 * 5000
 
 
 def test_no_time_leaves_rows() -> None:
@@ -550,9 +559,11 @@ def test_a_task_on_the_command_line(command: Callable[..., tuple[int, str, str]]
 def test_code_in_the_document_runs(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "assess.md").read_text()
     scope: dict[str, object] = {}
-    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for code in blocks:
         exec(code, scope)
-    assert "accuracy under Linf(" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^\| accuracy +\| [01]", said, re.MULTILINE)) == len(blocks) == 4
 
 
 def test_the_black_box_is_no_white_box() -> None:

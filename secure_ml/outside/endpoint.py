@@ -98,6 +98,10 @@ class Remote(Opaque):
         """Inputs that were sent, and requests, retries among them."""
         return {"inputs sent": self.sent, "requests sent": self.requests}
 
+    def spare(self) -> float:
+        """What is left of the limit."""
+        return self.endpoint.limit - self.sent
+
     def answer(self, inputs: Tree) -> Tensor:
         """Its answers; `Unanswered` where there are none, or none of the shape that is asked for."""
         whole = Batch(inputs, ())

@@ -31,6 +31,10 @@ class Opaque(nn.Module, ABC):
     def answer(self, inputs: Tree) -> Tensor:
         """What it says about ``(B, *shape)`` inputs on the CPU, at least one; a number or a row for each."""
 
+    def spare(self) -> float:
+        """How many more inputs it may be asked about."""
+        return float("inf")
+
     def used(self) -> Mapping[str, int]:
         """What asking it has cost so far, by name."""
         return {}
