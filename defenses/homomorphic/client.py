@@ -133,20 +133,23 @@ class SealSecrets:
         self._encryptor.encrypt_symmetric(plain, ciphertext)
         return self._files.to_bytes(ciphertext)
 
-    def decrypt(self, blob: bytes) -> Tensor:
-        """All slots, in float64; raises `UsageError` for a ciphertext that no answer of this contract can be."""
+    def decrypt(self, blob: bytes, exact: bool = True) -> Tensor:
+        """All slots, in float64, of an answer at the contract's own scale unless it is not to be ``exact``.
+
+        Raises `UsageError` for a ciphertext that no answer of this contract can be.
+        """
         ciphertext, plain = self._seal.Ciphertext(), self._seal.Plaintext()
         self._files.into(ciphertext, blob, self._context)
-        self._check(ciphertext)
+        self._check(ciphertext, exact)
         self._decryptor.decrypt(ciphertext, plain)
         return torch.tensor(self._encoder.decode_double(plain), dtype=torch.float64)
 
-    def _check(self, ciphertext: Any) -> None:
+    def _check(self, ciphertext: Any, exact: bool) -> None:
         """An answer has used up its levels, is two polynomials of which one hides the other, and has its scale."""
         last, planned = _ids(self._context)[-1], self.contract.parameters.scale
         if ciphertext.parms_id() != last or ciphertext.size() != 2:
             raise UsageError("a ciphertext of another level or size than an answer's was given: it is none, or made up")
-        if abs(ciphertext.scale / planned - 1) > EXACT:
+        if exact and abs(ciphertext.scale / planned - 1) > EXACT:
             raise UsageError(
                 f"an answer at the scale {ciphertext.scale:.6g} was given; this contract's are at {planned:.6g}"
             )

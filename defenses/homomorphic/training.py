@@ -129,7 +129,7 @@ class Owner:
         about, blobs = unframe("gradient", answer)
         check_marks(about, self.agreement.id, self.keys)
         require(len(blobs) == 1, f"a gradient of {len(blobs)} ciphertexts was given; expected 1")
-        return self._secrets.decrypt(blobs[0])[:: self.agreement.height][: self.agreement.columns]
+        return self._secrets.decrypt(blobs[0], exact=False)[:: self.agreement.height][: self.agreement.columns]
 
     def _marks(self) -> dict[str, Any]:
         return {"contract": self.agreement.id, "keys": self.keys, "agreement": asdict(self.agreement)}
