@@ -1,10 +1,7 @@
 """A report card in one call: for whatever model, as it is, with every guess said; and broken models are caught."""
 
 import random
-import re
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,6 @@ from torch.utils.data import TensorDataset
 
 import secure_ml as sm
 from attacks import (
-    APGD,
     PGD,
     EvasionChecks,
     HopSkipJump,
@@ -27,16 +23,11 @@ from attacks import (
 )
 from attacks.suite import ReportCard
 from defenses import DPSGD, LabelOnly
-from experiments._main import main
-from secure_ml.appraisal import appraise
 from secure_ml.assess import assess
-from secure_ml.errors import NotApplicable, UsageError
-from secure_ml.outside.costs import Costs, Price
+from secure_ml.errors import UsageError
 from secure_ml.randomness import generator
-from secure_ml.suite import Facts, Rung, Step
 from secure_ml.victim import Plain, Victim
 
-ROOT = Path(__file__).parent.parent
 Pair = tuple[Tensor, Tensor]
 
 
@@ -390,185 +381,3 @@ def test_a_text_classifier_of_transformers() -> None:
     assert surface == sm.Tokens(40, "bert.embeddings.word_embeddings", (0, 1, 2), ("input_ids",))
     assert value(card, "accuracy under Edits(2)") < value(card, "accuracy") == 1.0
     assert card.missing == ("PGD() (none): PGD changes Box inputs; bert has Tokens",)
-
-
-# The suite
-
-
-def facts(**changes: Any) -> Facts:
-    usual: dict[str, Any] = {
-        "task": sm.task("digits_cnn", tiny=True),
-        "costs": Costs(forward=Price(1e-4, 1e-5), backward=Price(3e-4, 3e-5), chunk=1000),
-        "training": 10.0,
-        "trainable": True,
-        "members": 1000,
-        "others": 400,
-        "tested": 400,
-        "pool": 400,
-        "shape": (1, 8, 8),
-        "classes": 10,
-        "blind": False,
-    }
-    return Facts(**{**usual, **changes})
-
-
-def test_the_ladder_goes_down_and_everything_is_on_it() -> None:
-    steps = ReportCard().steps(facts())
-    assert [step.name for step in steps] == [
-        "membership by loss", "evasion", "extraction", "checks of privacy", "checks of robustness",
-        "membership by labels", "membership by shadows",
-    ]  # fmt: skip
-    for step in steps:
-        seconds = [rung.seconds for rung in step.rungs]
-        assert min(seconds) == seconds[-1] or step.name == "evasion"
-        chosen = [step.within(limit, 1e9) for limit in (1e9, 1e-9)]
-        assert chosen[0] == step.rungs[0]
-        assert chosen[1] is None
-    evasion = steps[1]
-    assert repr(evasion.rungs[0].attacks[0]) == "AutoAttack()"
-    assert len({(rung.attacks, rung.examples) for rung in evasion.rungs}) == len(evasion.rungs)
-    assert any(rung.examples == 20 for rung in evasion.rungs)
-
-
-def test_twice_the_cost_takes_twice_the_time() -> None:
-    prices = [(Price(k * 1e-4, k * 1e-3), Price(k * 3e-4, k * 3e-3)) for k in (1, 2)]
-    costs = [Costs(forward=forward, backward=backward, chunk=1000) for forward, backward in prices]
-    once, twice = (ReportCard().steps(facts(costs=cost))[1].rungs[0].seconds for cost in costs)
-    assert twice == pytest.approx(2 * once, rel=0.1)
-    assert ReportCard().steps(facts(standing=0.1))[1].rungs[0].seconds < ReportCard().steps(facts())[1].rungs[0].seconds
-
-
-def test_what_has_no_meaning_is_not_planned() -> None:
-    names = {step.name for step in ReportCard().steps(facts(members=0, pool=5))}
-    assert names == {"evasion", "checks of robustness"}
-    blind = ReportCard().steps(facts(blind=True, trainable=False, training=0.0))
-    assert {repr(a) for a in blind[1].rungs[0].attacks} == {"AutoAttack()", "Square()", "HopSkipJump(queries=5000)"}
-
-
-def victim() -> Victim:
-    splits = sm.Splits(*(sm.Batch(*points(40, i)) for i in range(4)))
-    task = sm.Task(name="toy", build=simple, data=lambda _: splits, threat=sm.Linf(0.1))
-    return Victim(task=task, module=simple(), served=Plain(simple(), 100), splits=splits)
-
-
-def test_what_does_not_fit_is_left_out_and_said() -> None:
-    steps = [
-        Step(name="short", rungs=(Rung((LossThreshold(),), 10, 0.001),)),
-        Step(name="long", rungs=(Rung((PGD(steps=1000),), 40, 1e6), Rung((PGD(),), 40, 1e5))),
-        Step(name="either", rungs=(Rung((APGD(),), 40, 1e6), Rung((PGD(steps=2),), 40, 1e-3))),
-    ]
-    done = appraise([victim()], steps, 20.0, 0, lambda _: None)
-    assert [line.verdict for line in done.plan] == ["PASS", "WARN", "WARN"]
-    assert "APGD() on 40 would take up to 277.8 h" in str(done.plan[2])
-    (left,) = [result for attack, result in done.tried if attack == PGD()]
-    assert "left out: it would take up to" in left.obstacle
-    assert [result.obstacle for attack, result in done.tried if attack in (LossThreshold(), PGD(steps=2))] == ["", ""]
-
-
-def test_questions_that_are_counted_are_planned_with() -> None:
-    steps = ReportCard().steps(facts(blind=True, trainable=False, training=0.0))
-    rung = steps[1].within(1e9, 50_000)
-    assert rung is not None
-    assert 20 < rung.asked <= 50_000
-    assert steps[1].within(1e9, 100) is None
-    assert steps[1].rungs[0].asked >= 400 * 2 * 5000
-
-
-def test_no_time_leaves_rows() -> None:
-    card = assess(simple(), TRAIN, TEST, minutes=1e-6, defenses=())
-    assert value(card, "accuracy") > 0.9
-    assert any("left out" in line for line in card.missing)
-    assert all(row.value is not None for row in card.card if row.measure.startswith("accuracy"))
-
-
-# The command
-
-
-MODEL = '''
-"""A model to assess."""
-import torch
-from tests.test_assess import TEST, TRAIN, simple
-import secure_ml as sm
-
-def card():
-    return dict(model=simple(), train=TRAIN, test=TEST, box=(0, 1), attacks=ATTACKS, defenses=())
-
-from attacks import PGD, LossThreshold
-ATTACKS = (PGD(steps=3), LossThreshold())
-task = sm.Task(name="mine", build=simple, data=lambda rng: sm.Splits(*[sm.Batch(*TRAIN)] * 4), threat=sm.Linf(0.1),
-               recipe=sm.Recipe(epochs=1))
-odd = {"modle": 1}
-lost = {"train": 1}
-'''
-
-
-@pytest.fixture
-def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    (tmp_path / "my_model.py").write_text(MODEL)
-
-    def run(name: str, *words: str) -> tuple[int, str, str]:
-        place = ["--out", str(tmp_path / "out"), "--device", "cpu"]
-        code = main(["assess", f"{tmp_path}/{name}", *place, *words])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def test_the_command(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    code, out, _ = command("my_model.py:card")
-    assert code == 0
-    assert re.search(r"input box: \[0, 1\] as given.*accuracy under Linf\(0.05\)", out, re.DOTALL)
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"card.txt", "rows.jsonl", "report.html", "run.json", "model-card.md"} <= written
-    code, _, err = command("my_model.py:card", "--fail-if", "accuracy < 0.999")
-    assert code == 1
-    assert "FAILED" in err
-    assert command("my_model.py:card", "--fail-if", "accuracy < 0.1")[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("none.py:card", "there is no Python file"),
-        ("my_model.py:nothing", "has no nothing"),
-        ("my_model.py:odd", "did you mean model"),
-        ("my_model.py:lost", "holds no model; it holds train"),
-        ("my_model.py:ATTACKS", "is a tuple; expected a Task"),
-    ],
-    ids="file name word model kind".split(),
-)
-def test_commands_that_make_no_sense(command: Callable[..., tuple[int, str, str]], name: str, sentence: str) -> None:
-    code, _, err = command(name)
-    assert code == 2
-    assert sentence in err
-
-
-def test_a_file_that_cannot_be_run(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    (tmp_path / "bad.py").write_text("1 / 0")
-    code, _, err = command("bad.py")
-    assert code == 2
-    assert "cannot be run: ZeroDivisionError" in err
-
-
-def test_a_task_on_the_command_line(command: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = command("my_model.py", "--minutes", "0.0001", "--json")
-    assert code == 0
-    assert '"task": "mine()"' in out
-
-
-def test_code_in_the_document_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "docs" / "assess.md").read_text()
-    scope: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for code in blocks:
-        exec(code, scope)
-    said = capsys.readouterr().out
-    assert len(re.findall(r"^\| accuracy +\| [01]", said, re.MULTILINE)) == len(blocks) == 4
-
-
-def test_the_black_box_is_no_white_box() -> None:
-    from secure_ml.access import WhiteBox
-    from secure_ml.outside.endpoint import Remote
-
-    with pytest.raises(NotApplicable, match="a service over HTTP, which only answers"):
-        WhiteBox(victim().task, Remote(sm.Endpoint(url="http://x")))
