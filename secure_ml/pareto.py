@@ -63,7 +63,8 @@ def trades(rows: Sequence[Row]) -> tuple[list[Axis], list[Stack]]:
     """The axes of one task on which more than one stack stands, and the stacks, from pooled rows.
 
     The task's score; that score under attack; what copies agree on at the largest budget; what is found of members;
-    the epsilon that is claimed (infinite without a claim) and the largest that shows from below; the latency.
+    the epsilon that is claimed (infinite without a claim) and the largest that shows from below; the latency of an
+    answer; the seconds that training took.
     """
     names = list(dict.fromkeys(row.defenses for row in rows))
     found: dict[str, Axis] = {}
@@ -89,7 +90,7 @@ def trades(rows: Sequence[Row]) -> tuple[list[Axis], list[Stack]]:
 
 
 CLAIMED = "epsilon claimed"
-ORDER = ("score", "robustness", "fidelity", "membership", CLAIMED, "epsilon measured", "latency")
+ORDER = ("score", "robustness", "fidelity", "membership", CLAIMED, "epsilon measured", "latency", "training")
 
 
 def _axis(row: Row) -> Axis | None:
@@ -108,6 +109,8 @@ def _axis(row: Row) -> Axis | None:
         name = "epsilon measured"
     elif row.measure == "latency":
         name = "latency"
+    elif row.measure == "training seconds":
+        name = "training"
     return Axis(name=name, measure=row.measure, better=better or UP, unit=row.unit) if name else None
 
 

@@ -109,6 +109,8 @@ def _worst_cases(results: Sequence[Result]) -> list[Row]:
             share = clopper_pearson(int(kept.sum()), len(kept))
             names = " | ".join(dict.fromkeys(row.attack for row, _ in tried))
             row = replace(tried[0][0], attack=names, value=share.value, low=share.low, high=share.high)
+            spent = {k: sum(getattr(r, k) for r, _ in tried) for k in ("queries", "gradients", "seconds")}
+            row = replace(row, n=share.n, interval=share.method, **spent)
             found.append(row)
     return found
 

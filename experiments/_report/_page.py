@@ -112,7 +112,7 @@ def _hash(text: str) -> str:
 
 
 def _title(runs: Sequence[Run], whole: Sequence[Chapter]) -> str:
-    tasks = ", ".join(chapter.task for chapter in whole)
+    tasks = ", ".join(chapter.task for chapter in whole) if len(whole) < 4 else f"{len(whole)} tasks"
     return tasks if len(runs) == 1 else f"{runs[-1].name} against {runs[0].name}"
 
 
