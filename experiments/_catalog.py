@@ -110,12 +110,23 @@ def method_of(text: str) -> object:
 def parse(command: type[T], argv: Sequence[str], prog: str) -> tuple[T, Catalog]:
     """A command's options, and the catalogue as the options of every task, attack and defense configure it."""
     known = groups()
+    named = {word[2:].partition(".")[0].replace("-", "_") for word in argv if word.startswith("--") and "." in word}
+    few = {name: kind for name, kind in known.items() if name in named}
+    if not {"-h", "--help"}.isdisjoint(argv):
+        few = known
+    try:
+        chosen = _parse_with(command, few, argv, prog)
+    except UsageError:  # with everything there is, which takes its time, the answer knows what may have been meant
+        chosen, few = _parse_with(command, known, argv, prog), known
+    configured = {name: getattr(chosen, name) if name in few else kind() for name, kind in known.items()}
+    return cast("T", chosen.command), Catalog(configured)
+
+
+def _parse_with(command: type[Any], known: dict[str, type[Any]], argv: Sequence[str], prog: str) -> Any:
     fields = [(name, kind, dataclasses.field(default=kind())) for name, kind in known.items()]
     whole = make_dataclass("Options", [("command", tyro.conf.OmitArgPrefixes[command]), *fields])  # type: ignore[misc, valid-type]
     whole.__doc__ = command.__doc__
-    chosen: Any = ask(whole, argv, prog)
-    catalog = Catalog({name: getattr(chosen, name) for name in known})
-    return cast("T", chosen.command), catalog
+    return ask(whole, argv, prog)
 
 
 def ask(options: type[T], argv: Sequence[str], prog: str) -> T:

@@ -90,7 +90,7 @@ class Matrix:
     gpus_per_cell: float = 0.0
     """The share of a GPU that each task of the cluster takes."""
     mlflow: str | None = None
-    """Where to log the pooled rows with MLflow as well (the extra 'mlflow'): sqlite:///mlflow.db, http://host:5000."""
+    """Where to log the pooled rows with MLflow as well (the extra 'mlflow'): http://host:5000, say."""
     out: str = "runs/matrix"
     """Folder of the run: cells, models, rows, table and plots; or a URL, s3://bucket/run (the extra 'cluster')."""
     data_dir: Path | None = None
