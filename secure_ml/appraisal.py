@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -68,7 +69,7 @@ def appraise(victims: Sequence[Victim], steps: Sequence[Step], seconds: float, s
                     tell(f"{step.name}: {attack!r}")
                     tried.append((attack, _attempt(victim, attack, rung, seed)))
         done.tried.extend(tried)
-        done.plan.append(_said(step, rung, tried))
+        done.plan.append(_said(step, rung, tried, math.isfinite(_spare(victims[0]))))
         if rung is not None and rung.seconds > NOTICED:
             spent, thought = spent + time.perf_counter() - start, thought + rung.seconds * len(victims)
             pace = max(spent / thought, 1.0)
@@ -191,7 +192,7 @@ def _too_much(rung: Rung, pace: float, left: float, spare: float) -> str:
     return f"left out: it would take up to {duration(pace * rung.seconds)} of the {duration(left)} that are left"
 
 
-def _said(step: Step, rung: Rung | None, tried: Tried) -> Finding:
+def _said(step: Step, rung: Rung | None, tried: Tried, counted: bool) -> Finding:
     """How a step was done, and what the most thorough way would have taken."""
     best, obstacles = step.rungs[0], [result.obstacle for _, result in tried]
     if all(obstacles):
@@ -200,7 +201,7 @@ def _said(step: Step, rung: Rung | None, tried: Tried) -> Finding:
     told = f"{', '.join(map(repr, rung.attacks))} on {rung.examples} examples, at most {duration(rung.seconds)}"
     if rung == best:
         return Finding(step.name, "PASS", told)
-    more = f" and ask about {best.asked:,} inputs" if best.asked else ""
+    more = f" and ask about {best.asked:,} inputs" if counted else ""
     whole = f"{', '.join(map(repr, best.attacks))} on {best.examples} would take up to {duration(best.seconds)}{more}"
     return Finding(step.name, "WARN", f"{told}; {whole}", "give more minutes")
 

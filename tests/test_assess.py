@@ -234,6 +234,23 @@ def test_masked_gradients_make_the_checks_fire() -> None:
     assert value(honest, "pointwise worst case") == 0
 
 
+class Bare(nn.Module):
+    """Without a parameter, and with two inputs of which one is no number."""
+
+    def forward(self, x: Tensor, left: Tensor) -> Tensor:
+        return torch.stack([0.5 - x[:, 0], x[:, 0] - 0.5], 1) * torch.where(left, 1.0, 2.0)[:, None]
+
+
+def test_a_module_without_parameters_and_with_several_inputs() -> None:
+    side = torch.arange(120) % 2 == 0
+    train, test = (TensorDataset(x, side[: len(x)], y) for x, y in (TRAIN, TEST))
+    card = quick(Bare(), train, test, attacks=QUICK[:2])
+    assert value(card, "accuracy") == 1.0
+    assert "0 is what attacks change; 1 stay" in finding(card, "inputs").evidence
+    assert card.task.surfaces == (sm.Box(0.0, 1.0, (0,)),)
+    assert not card.missing
+
+
 def test_members_among_the_others_are_counted_out() -> None:
     x, y = (torch.cat(parts) for parts in zip(points(40, 3), TRAIN, strict=True))
     card = quick(simple(), test=(x, y), aux=points(30, 4))
@@ -279,9 +296,12 @@ def test_one_attack_that_goes_wrong_does_not_end_the_others() -> None:
         ({"test": (TEST[0], TEST[1][:5])}, "120\\] examples and 5 targets"),
         ({"test": (TEST[0], TEST[1] + 1)}, "targets lie in"),
         ({"box": (0, 1), "surfaces": (sm.Box(),)}, "either surfaces, or box"),
+        ({"surfaces": (sm.Box(),)}, "give threat= with surfaces="),
+        ({"model": nn.Linear(3, 2)}, r"cannot be asked about the inputs of test, \(120, 4\)"),
+        ({"model": nn.Linear(4, 2).double()}, "cannot be asked about the inputs of test"),
         ({"output": sm.Ranking()}, "needs score= and loss="),
     ],
-    ids="minutes model shapes lengths classes surfaces output".split(),
+    ids="minutes model shapes lengths classes surfaces threat width precision output".split(),
 )
 def test_requests_that_make_no_sense(settings: dict[str, Any], sentence: str) -> None:
     given = {"model": simple(), "train": TRAIN, "test": TEST, "attacks": QUICK, **settings}

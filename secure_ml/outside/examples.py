@@ -17,7 +17,7 @@ from secure_ml.randomness import generator
 
 TARGETS = ("labels", "label", "target", "targets", "y")
 """Keys under which a dictionary holds its target."""
-LARGEST = 2**31
+LARGEST = 2**30
 """Bytes of one part that are read into memory; of a larger one, a random part is."""
 EXAMPLES = "examples"
 

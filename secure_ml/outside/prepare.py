@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Splits, Tree, join, leaves
-from secure_ml.errors import NotApplicable, UsageError, require
+from secure_ml.errors import NotApplicable, SecureMLError, UsageError, require
 from secure_ml.families.scrutiny import Finding
 from secure_ml.modes import evaluating
 from secure_ml.outputs import Classes, NextToken, Output, Values
@@ -34,7 +35,7 @@ from secure_ml.task import Loss, Recipe, Task, cross_entropy, next_token_loss, s
 from secure_ml.threats import Threat
 from secure_ml.victim import Plain, Victim, resolve_device
 
-MODE, DEVICE, TARGETS, INPUTS = "mode", "device", "targets", "inputs"
+MODEL, MODE, DEVICE, TARGETS, INPUTS = "model", "mode", "device", "targets", "inputs"
 Model = nn.Module | Endpoint | Path | str | Predicts | Task
 
 
@@ -87,13 +88,12 @@ def prepare(given: Given) -> Subject:
     parts = _parts(given, inner, found)
     call = call_of(inner, parts["test"].inputs, opaque(inner) is not None)
     few = parts["test"].take(slice(0, 256))
-    with evaluating(inner), torch.no_grad():
-        returned = ask(inner, few.inputs, call)
+    returned = _first_answers(inner, few.inputs, call)
     kind = _kind(given, answer_of(returned), few.target, found)
     change = _change(given, inner, join([part.inputs for part in parts.values()]), call, found)
     manner = Manner(call=call, reads=kind.reads, flat=kind.flat, scale=change.scale)
     as_it_is = manner == Manner() and isinstance(returned, Tensor) and next(inner.parameters(), None) is not None
-    module = inner if as_it_is else manner.wrap(inner).to(_place(inner))
+    module = inner if as_it_is else manner.wrap(inner)
     train, test, aux = (
         Batch(change.of(parts[name].inputs), parts[name].target) if name in parts else None for name in PARTS
     )
@@ -126,6 +126,20 @@ def module_of(model: Model) -> nn.Module:
     )
 
 
+def _first_answers(module: nn.Module, inputs: Tree, call: Call) -> Any:
+    try:
+        with evaluating(module), torch.no_grad():
+            return ask(module, inputs, call)
+    except SecureMLError:
+        raise
+    except Exception as error:  # whatever a module of somebody else's raises
+        shapes = ", ".join(f"{tuple(leaf.shape)} of {leaf.dtype}" for leaf in leaves(inputs))
+        first = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"the model cannot be asked about the inputs of test, {shapes}: {type(error).__name__}: {first}"
+        ) from error
+
+
 def _place(module: nn.Module) -> torch.device:
     return next((weight.device for weight in module.parameters()), torch.device("cpu"))
 
@@ -133,8 +147,11 @@ def _place(module: nn.Module) -> torch.device:
 def _placed(module: nn.Module, device: str | torch.device, found: list[Finding]) -> nn.Module:
     """The module where it lies, or a copy of it elsewhere."""
     here = _place(module)
+    blind = opaque(module)
+    if blind is not None:
+        found.append(Finding(MODEL, "PASS", f"{blind.what}, which only answers"))
     place = here if device == "auto" else resolve_device(device)
-    if any(part.training for part in module.modules()) and opaque(module) is None:
+    if any(part.training for part in module.modules()) and blind is None:
         found.append(Finding(MODE, "PASS", "the module came in training mode, and is asked in evaluation mode"))
     copied = place.type != here.type
     found.append(Finding(DEVICE, "PASS", f"{place.type}" + (", on a copy" if copied else ", where the module lies")))
@@ -177,6 +194,7 @@ def _kind(given: Given, answers: Tensor, target: Tree, found: list[Finding]) -> 
 def _change(given: Given, module: nn.Module, inputs: Tree, call: Call, found: list[Finding]) -> Change:
     if given.surfaces:
         require(given.box is None and given.normalize is None, "give either surfaces, or box and normalize")
+        require(given.threat is not None, "give threat= with surfaces=: how far they may be changed")
         return Change(surfaces=tuple(given.surfaces))
     there = slots(inputs)
     numbers = [path for path, leaf in there.items() if leaf.is_floating_point()]
