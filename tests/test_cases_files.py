@@ -37,9 +37,12 @@ def altered(path: Path, folder: Path, old: str, new: str) -> Path:
     return copy
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if case.slow else []) for name, case in CASES.items()]
-)
+def marks(case: Case) -> list[pytest.MarkDecorator]:
+    """What a case is marked with."""
+    return [mark for mark, holds in ((pytest.mark.slow, case.slow), (pytest.mark.data, case.data)) if holds]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(case)) for name, case in CASES.items()])
 def test_published_results(name: str) -> None:
     """Every case that is shipped is as expected."""
     done = replay(CASES[name])
