@@ -41,8 +41,9 @@ class EncryptionCost(Attack):
 
     No attack. The ``throughput`` engine encrypts every test input ``(B, *shape)``. The others encrypt ``spot`` of them,
     and the rest are simulated: the program in the clear, with normal noise as large as those showed; a note says so.
-    Seconds are of one thread; the queries' share of a batch is what a full one has. Raises `NotApplicable` where the
-    victim is not trained for encryption, and where no parameters at 128 bits keep ``precision``.
+    Seconds are of the processor, on one thread: what a query takes where nothing else runs. Shares of a batch are those
+    of a full one. Raises `NotApplicable` where the victim is not trained for encryption, and where no parameters at
+    128 bits keep ``precision``.
     """
 
     family: ClassVar[str] = "encryption"
@@ -166,9 +167,9 @@ class _Trial:
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
-    start = time.perf_counter()
+    start = time.process_time()
     done = work()
-    return time.perf_counter() - start, done
+    return time.process_time() - start, done
 
 
 def _exactly(value: float, n: int) -> Estimate:
