@@ -81,9 +81,9 @@ class ReportCard(Suite):
     def _labels(self, facts: Facts) -> Iterator[Rung]:
         n = self._paired(facts)
         if n and is_classifier(facts.task) and any(isinstance(s, Box) for s in facts.task.surfaces):
-            for queries in (250, 100, 30):
-                attack = BoundaryDistance(search="noise", queries=queries)
-                yield Rung((attack,), n, facts.costs.ask(queries, 2 * n), 2 * queries * n)
+            for queries, most in ((250, n), (100, n), (30, n), (30, 100)):
+                pairs, attack = min(n, most), BoundaryDistance(search="noise", queries=queries)
+                yield Rung((attack,), pairs, facts.costs.ask(queries, 2 * pairs), 2 * queries * pairs)
 
     def _shadows(self, facts: Facts) -> Iterator[Rung]:
         n = self._paired(facts)

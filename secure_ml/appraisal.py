@@ -95,7 +95,7 @@ def facts_of(victim: Victim, costs: Costs, trainable: bool, seconds: float) -> F
     return Facts(
         task=task,
         costs=costs,
-        training=training_of(victim, costs) if trainable else 0.0,
+        training=max(training_of(victim, costs), victim.seconds) if trainable else 0.0,
         trainable=trainable,
         members=len(splits.train),
         others=len(splits.nonmembers),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secure_ml.appraisal import Appraisal, Tell, Tried, appraise, duration, facts_of, nothing
+from secure_ml.appraisal import Appraisal, Tell, Tried, appraise, duration, facts_of, nothing, training_of
 from secure_ml.assessment import Assessment
 from secure_ml.attack import Attack
 from secure_ml.defense import Defense, stack_name
@@ -144,18 +144,18 @@ def _subjects(given: Given, seeds: int, tell: Tell) -> list[Subject]:
 def _appraised(subjects: Sequence[Subject], stack: Stack, suite: Suite, seconds: float, tell: Tell) -> Appraisal:
     """What becomes of the victims, or of others like them that are trained under a stack."""
     first = subjects[0]
-    facts = facts_of(first.victim, first.costs, first.trainable)
     start = time.perf_counter()
     try:
-        victims = [_protected(subject, stack, facts.training, seconds, tell) for subject in subjects]
+        victims = [_protected(subject, stack, seconds, tell) for subject in subjects]
     except NotApplicable as why:
         bare = [replace(subject.victim, defenses=stack, claims=()) for subject in subjects]
         return Appraisal([(None, nothing(victim, str(why))) for victim in bare])
     left = seconds - (time.perf_counter() - start)
-    return appraise(victims, suite.steps(facts), left, first.victim.seed, tell)
+    steps = suite.steps(facts_of(victims[0], first.costs, first.trainable, left))
+    return appraise(victims, steps, seconds - (time.perf_counter() - start), first.victim.seed, tell)
 
 
-def _protected(subject: Subject, stack: Stack, training: float, seconds: float, tell: Tell) -> Victim:
+def _protected(subject: Subject, stack: Stack, seconds: float, tell: Tell) -> Victim:
     """The victim behind a stack, trained anew where the stack trains; `NotApplicable` where it cannot be."""
     victim = subject.victim
     for defense in stack:
@@ -164,9 +164,11 @@ def _protected(subject: Subject, stack: Stack, training: float, seconds: float, 
         return serve(replace(victim, defenses=stack))
     if not subject.trainable:
         victim.task.build()  # which says what is missing
+    training = training_of(victim, subject.costs)
     slow = REHEARSING if any(defense.rehearses(victim.task) for defense in stack) else PRIVATE
     if slow * training > seconds / 2:
-        raise NotApplicable(f"left out: training may take {duration(slow * training)}; give more minutes")
+        most = f"{duration(slow * training)} of the {duration(max(seconds, 0.0))} that are left for it"
+        raise NotApplicable(f"left out: training may take {most}; give more minutes")
     tell(f"training under {stack_name(stack)}")
     return fit(victim.task, stack, seed=victim.seed, device=victim.device)
 

@@ -22,6 +22,7 @@ from secure_ml.errors import BudgetExceeded, NotApplicable, UsageError
 from secure_ml.outside.adapted import Manner
 from secure_ml.outside.endpoint import Endpoint, Remote, Unanswered
 from secure_ml.outside.estimator import Estimator
+from secure_ml.outside.examples import read as read_data
 from secure_ml.outside.files import open_file
 
 X = torch.linspace(-1, 2, 24).reshape(6, 4)
@@ -176,6 +177,18 @@ def test_a_classifier_answers_in_the_order_of_its_labels() -> None:
     assert asked.classes(np.array(["yes", "maybe"])).tolist() == [2, 0]
     with pytest.raises(UsageError, match=r"not trained on the labels \['never'\]"):
         asked.classes(np.array(["never"]))
+
+
+def test_an_estimator_that_knows_its_columns_by_name() -> None:
+    pandas = pytest.importorskip("pandas")
+    from sklearn.linear_model import LogisticRegression
+
+    frame = pandas.DataFrame(X.numpy(), columns=list("abcd"))
+    model = LogisticRegression().fit(frame, [0, 1, 0, 1, 0, 1])
+    assert np.allclose(Estimator(model)(X).numpy(), model.predict_proba(frame))
+    inputs, target = read_data((frame, pandas.Series([0, 1, 0, 1, 0, 1])), "test", [])
+    assert torch.equal(inputs, X)  # type: ignore[arg-type]
+    assert target.tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_an_estimator_without_probabilities_gives_labels_and_a_regressor_values() -> None:

@@ -173,6 +173,12 @@ def test_probabilities_become_logits_of_the_same_distribution() -> None:
     assert read(torch.eye(3), "labels").argmax(1).tolist() == [0, 1, 2]
 
 
+def test_who_only_answers_is_not_told_to_give_a_module() -> None:
+    found: list[Any] = []
+    kind_of(torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([1]), found, blind=True)
+    assert (found[0].verdict, found[0].remedy) == ("PASS", "")
+
+
 def test_a_criterion_of_torch_gives_a_loss_for_each() -> None:
     batch = sm.Batch(X, torch.tensor([0, 1, 2, 0, 1, 2]))
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)

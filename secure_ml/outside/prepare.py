@@ -89,7 +89,7 @@ def prepare(given: Given) -> Subject:
     call = call_of(inner, parts["test"].inputs, opaque(inner) is not None)
     few = parts["test"].take(slice(0, 256))
     returned = _first_answers(inner, few.inputs, call)
-    kind = _kind(given, answer_of(returned), few.target, found)
+    kind = _kind(given, answer_of(returned), few.target, found, opaque(inner) is not None)
     change = _change(given, inner, join([part.inputs for part in parts.values()]), call, found)
     manner = Manner(call=call, reads=kind.reads, flat=kind.flat, scale=change.scale)
     as_it_is = manner == Manner() and isinstance(returned, Tensor) and next(inner.parameters(), None) is not None
@@ -182,10 +182,10 @@ def _parts(given: Given, module: nn.Module, found: list[Finding]) -> dict[str, B
     return parts
 
 
-def _kind(given: Given, answers: Tensor, target: Tree, found: list[Finding]) -> Kind:
+def _kind(given: Given, answers: Tensor, target: Tree, found: list[Finding], blind: bool) -> Kind:
     if given.output is None:
         assert isinstance(target, Tensor)
-        return kind_of(answers, target, found)
+        return kind_of(answers, target, found, blind)
     score, loss = _USUAL.get(type(given.output), (given.score, given.loss))
     require(score is not None and loss is not None, f"{given.output} needs score= and loss= as well")
     return Kind(output=given.output, score=score, loss=loss)  # type: ignore[arg-type]
