@@ -14,7 +14,7 @@ from secure_ml.access import WhiteBox
 from secure_ml.attack import Attack, Result
 from secure_ml.batch import Batch, leaves
 from secure_ml.climb import climb
-from secure_ml.errors import BudgetExceeded, NotApplicable
+from secure_ml.errors import BudgetExceeded, NotApplicable, UsageError
 from secure_ml.families.evasion import is_classifier
 from secure_ml.families.scrutiny import Finding
 from secure_ml.outputs import Classes
@@ -131,9 +131,12 @@ def training_of(victim: Victim, costs: Costs) -> float:
     return 1.5 * recipe.epochs * steps * costs.climb(1, min(recipe.batch_size, members))
 
 
-def nothing(victim: Victim, why: str) -> Result:
-    """The result of a stack that is not there: a row that says why."""
-    return _nothing(victim, None, why)
+def nothing(victim: Victim, why: Exception, attack: Attack | None = None) -> Result:
+    """The result of a stack, or of an attack, that is not there: a row that says why, and whether that is a failure."""
+    if isinstance(why, (NotApplicable, BudgetExceeded)) or (attack is None and isinstance(why, UsageError)):
+        return _nothing(victim, attack, str(why))
+    first = (str(why).splitlines() or ["it says no more"])[0]
+    return _nothing(victim, attack, f"failed: {type(why).__name__}: {first}", failed=True)
 
 
 def _attempt(victim: Victim, attack: Attack, rung: Rung, seed: int) -> Result:
@@ -155,11 +158,8 @@ def _guarded(victim: Victim, attack: Attack | None, work: Callable[[], Result], 
 def _kept(victim: Victim, attack: Attack | None, work: Callable[[], Result]) -> Result:
     try:
         return work()
-    except (NotApplicable, BudgetExceeded) as why:
-        return _nothing(victim, attack, str(why))
-    except Exception as error:
-        first = (str(error).splitlines() or ["it says no more"])[0]
-        return _nothing(victim, attack, f"failed: {type(error).__name__}: {first}", failed=True)
+    except Exception as why:
+        return nothing(victim, why, attack)
 
 
 def _nothing(victim: Victim, attack: Attack | None, why: str, failed: bool = False) -> Result:

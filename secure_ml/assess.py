@@ -147,9 +147,9 @@ def _appraised(subjects: Sequence[Subject], stack: Stack, suite: Suite, seconds:
     start = time.perf_counter()
     try:
         victims = [_protected(subject, stack, seconds, tell) for subject in subjects]
-    except NotApplicable as why:
+    except Exception as why:  # whatever one stack does, the others go on
         bare = [replace(subject.victim, defenses=stack, claims=()) for subject in subjects]
-        return Appraisal([(None, nothing(victim, str(why))) for victim in bare])
+        return Appraisal([(None, nothing(victim, why)) for victim in bare])
     left = seconds - (time.perf_counter() - start)
     steps = suite.steps(facts_of(victims[0], first.costs, first.trainable, left))
     return appraise(victims, steps, seconds - (time.perf_counter() - start), first.victim.seed, tell)

@@ -172,6 +172,26 @@ def test_with_build_and_recipe_there_are_shadows_and_defenses() -> None:
         quick(simple(), defenses=("dp_sdg",))
 
 
+class Mixing(nn.Module):
+    """Answers about each example by way of all of a batch, which DP-SGD refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = simple()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + 1e-3 * self.inner(x).mean(0)
+
+
+def test_a_stack_that_refuses_is_a_row() -> None:
+    recipe = sm.Recipe(epochs=1, batch_size=20)
+    card = quick(Mixing(), build=Mixing, recipe=recipe, attacks=(), defenses=("dp_sgd", "label_only"))
+    (refused,) = card.missing
+    assert refused.startswith("accuracy (DPSGD()): model(): the gradient of an example")
+    assert not card.failed
+    assert next(row.value for row in card.card if (row.measure, row.defenses) == ("accuracy", "LabelOnly()"))
+
+
 def test_a_task_is_trained_first() -> None:
     task = sm.task("digits_cnn", tiny=True)
     card = assess(task, attacks=(PGD(steps=2),), defenses=(), seeds=2, seed=3)
