@@ -34,6 +34,7 @@ from secure_ml.victim import Plain, Victim
 
 ATTACKS: tuple[Attack, ...] = (Knockoff(queries=300), LossThreshold())
 POINTS = 0.005
+JUDGED = ("fidelity", "copy's accuracy", "membership AUC", "TPR at 1 % FPR")
 
 
 def model(folder: Path, defense: Homomorphic) -> Victim:
@@ -75,9 +76,8 @@ def main(run: str) -> int:
         rows += measured(replace(victim, served=endpoint), "encrypted, over HTTP")
         usage = dict(endpoint.usage())
     pairs = {name: [r["value"] for r in rows if (r["attack"], r["measure"]) == name] for name in _names(rows)}
-    gaps = {
-        f"{attack}, {measure}": abs(a - b) for (attack, measure), (a, b) in pairs.items() if measure.startswith(_JUDGED)
-    }
+    judged = {name: pair for name, pair in pairs.items() if name[1].startswith(JUDGED)}
+    gaps = {", ".join(name): abs(a - b) for name, (a, b) in judged.items()}
     record = {
         "command": "python -m benchmarks.encrypted_attacks RUN",
         "versions": {package: package_version(package) for package in ("secure-ml", "tenseal", "torch", "uvicorn")},
@@ -90,9 +90,6 @@ def main(run: str) -> int:
     (RESULTS / "encrypted_attacks.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
     return 0 if record["passed"] else 1
-
-
-_JUDGED = ("fidelity", "copy's accuracy", "membership AUC", "TPR at 1 % FPR")
 
 
 def _names(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:

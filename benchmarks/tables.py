@@ -16,7 +16,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks import _extraction_views, _privacy_views
+from benchmarks import _encryption_views, _extraction_views, _privacy_views
 from benchmarks.record import RESULTS
 from experiments.list import catalogue, not_applicable
 from secure_ml.rows import Row, cell, row_from, table
@@ -220,6 +220,10 @@ VIEWS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "art_attacks": _of_art,
     "evasion_speed": _flat,
     "encryption": _encrypted,
+    "encryption-digits_cnn": _encryption_views.costs,
+    "encrypted_attacks": _encryption_views.through_the_endpoint,
+    "encrypted_head": _encryption_views.head,
+    "false_answers": _encryption_views.lies,
     "exact_extraction": _extraction_views.exact,
     "extraction": _extraction_views.copies,
     "extraction-digits_cnn": _extraction_views.curves,
