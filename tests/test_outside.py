@@ -293,14 +293,14 @@ class Reader(nn.Module):
         super().__init__()
         self.words, self.places = nn.Embedding(20, 4), nn.Embedding(50, 4)
 
-    def forward(self, ids: Tensor, mask: Tensor, kinds: Tensor) -> Tensor:
-        places = torch.arange(ids.shape[1]).expand_as(ids)
+    def forward(self, ids: Tensor, mask: Tensor, kinds: Tensor, places: Tensor) -> Tensor:
         return ((self.words(ids) + self.places(places)) * mask[..., None]).sum(1)
 
 
 def test_tokens_and_their_table_are_found() -> None:
     ids = torch.tensor([[1, 5, 6, 2, 0], [1, 7, 2, 0, 0], [1, 9, 8, 7, 2]])
-    tree = {"kinds": torch.zeros_like(ids), "ids": ids, "mask": (ids > 0).long()}
+    places = torch.arange(5).expand_as(ids)
+    tree = {"places": places, "kinds": torch.zeros_like(ids), "ids": ids, "mask": (ids > 0).long()}
     slots = {(name,): leaf for name, leaf in tree.items()}
     (surface,) = worded(Reader(), tree, "names", slots, []).surfaces
     assert surface == Tokens(20, "words", (0, 1, 2), ("ids",))

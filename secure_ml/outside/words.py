@@ -18,10 +18,8 @@ WORDS, THREAT = "tokens", "threat"
 
 def worded(module: nn.Module, inputs: Tree, call: Call, slots: dict[Path, Tensor], found: list[Finding]) -> Change:
     """The tokens among the inputs that the module looks up in a table; none where it looks up nothing."""
-    for path, tokens in slots.items():
-        if tokens.is_floating_point() or tokens.ndim != 2:
-            continue
-        layer = _table(module, inputs, path, call)
+    for path, tokens in sorted(slots.items(), key=lambda slot: -_kinds(slot[1])):  # words differ more than places do
+        layer = _table(module, inputs, path, call) if _kinds(tokens) else None
         if layer is not None:
             name, size = layer
             surface = Tokens(size, name, _marks(path, tokens, slots), path)
@@ -34,6 +32,13 @@ def worded(module: nn.Module, inputs: Tree, call: Call, slots: dict[Path, Tensor
     said = "no input is known to be real numbers or tokens: nothing is changed by an attack"
     found.append(Finding(WORDS, "WARN", said, "give surfaces= and threat="))
     return Change()
+
+
+def _kinds(leaf: Tensor) -> int:
+    """How many different whole numbers ``(B, L)`` hold; 0 for others, and where all examples have the same."""
+    if leaf.is_floating_point() or leaf.ndim != 2 or bool((leaf == leaf[:1]).all()):
+        return 0
+    return int(leaf.unique().numel())
 
 
 def _table(module: nn.Module, inputs: Tree, path: Path, call: Call) -> tuple[str, int] | None:
