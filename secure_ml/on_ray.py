@@ -73,9 +73,9 @@ class OnRay(Executor):
         settings: dict[str, Any] = {"runtime_env": {"env_vars": given}} if given else {}
         try:
             ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING, **settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises many kinds, bare ones too
             where = self.address or "a new one here"
-            raise UsageError(f"no Ray cluster answers at {where}: {str(error).splitlines()[0]}") from None
+            raise UsageError(f"no Ray cluster answers at {where}: {str(error).strip().partition(chr(10))[0]}") from None
         self.mine = True
 
     def _room(self, threads: int) -> int:
