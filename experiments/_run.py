@@ -12,6 +12,7 @@ from secure_ml.attack import Attack, Result
 from secure_ml.cells import Agenda, Cell, Event, Limits, Store, carry_out, local, plan
 from secure_ml.costs import Costs, counted, duration
 from secure_ml.defense import stack_name
+from secure_ml.errors import UsageError
 from secure_ml.executors import UNLIMITED, Executor
 from secure_ml.report import verdict
 from secure_ml.rows import Row
@@ -45,9 +46,11 @@ def run(
         print(announcement(agenda, costs, places), file=sys.stderr)
     try:
         with board.showing():
-            return carry_out(agenda, pool, lambda event: _note(event, board, store))
+            results = carry_out(agenda, pool, lambda event: _note(event, board, store))
     finally:
         costs.write(store.shelf)
+    _refuse_what_says_nothing(results)
+    return results
 
 
 def store_at(out: Path | str, device: str, threads: int) -> Store:
@@ -90,6 +93,14 @@ def crashed(results: Sequence[Result]) -> int:
     return 2
 
 
+def _refuse_what_says_nothing(results: Sequence[Result]) -> None:
+    """Raise `UsageError` where the request was wrong for every cell that has a meaning: there is no table to show."""
+    meant = [result for result in results if result.failed or not result.obstacle]
+    said = [result.obstacle.removeprefix(WRONG) for result in meant if result.obstacle.startswith(WRONG)]
+    if meant and len(said) == len(meant):
+        raise UsageError(said[0])
+
+
 def judge(cells: Sequence[Cell], results: Sequence[Result]) -> list[Row]:
     """The pooled rows of every stack; a cell without meaning keeps its reason."""
     groups: dict[tuple[str, str], tuple[Task, list[tuple[Attack | None, Result]]]] = {}
@@ -108,3 +119,6 @@ def _note(event: Event, board: Board, store: Store) -> None:
     if event.outcome and event.outcome.trace and event.piece and isinstance(store.shelf, Local):
         with (store.shelf.folder / "failures.txt").open("a") as file:
             file.write(f"{event.piece}, after {duration(event.outcome.seconds)}\n{event.outcome.trace}\n")
+
+
+WRONG = f"failed: {UsageError.__name__}: "
