@@ -33,8 +33,8 @@ from secure_ml.victim import writable
 
 OTHER = "fashion_mnist_cnn"
 VICTIM = "mnist_cnn(net='lenet')"
-FEWER = "mnist_cnn(net='lenet', examples=17500)"
-"""Leaves 22,000 images of MNIST to the adversary."""
+SHARED = "mnist_cnn(net='lenet', aux=20000)"
+"""20,000 images of MNIST are the adversary's, 36,000 the victim's."""
 EQUAL = 10
 """Epochs of both sides where libraries are compared, in batches of 128."""
 
@@ -69,8 +69,8 @@ LINES = (
         Knockoff(queries=20_000, source=OTHER, varied=True, net="dense"),
         {},
     ),
-    Line("MNIST", FEWER, Knockoff(queries=1_000, nudged=True, epochs=500), {1_000: 0.975}),
-    Line("MNIST", FEWER, Knockoff(queries=20_000, epochs=30), {20_000: 0.99}),
+    Line("MNIST", SHARED, Knockoff(queries=1_000, nudged=True, epochs=500), {1_000: 0.975}),
+    Line("MNIST", SHARED, Knockoff(queries=20_000, nudged=True, epochs=60), {20_000: 0.99}),
 )
 ART = ("KnockoffNets", "CopycatCNN")
 PEERS = (
@@ -84,8 +84,8 @@ PEERS = (
         )
         for name in ART
     ),
-    Line("MNIST, equal", FEWER, Knockoff(queries=10_000, epochs=EQUAL), {}),
-    *(Line("MNIST, equal", FEWER, ArtExtraction(attack=name, queries=10_000, epochs=EQUAL), {}) for name in ART),
+    Line("MNIST, equal", SHARED, Knockoff(queries=10_000, epochs=EQUAL), {}),
+    *(Line("MNIST, equal", SHARED, ArtExtraction(attack=name, queries=10_000, epochs=EQUAL), {}) for name in ART),
 )
 POOLS = tuple(dict.fromkeys(line.pool for line in (*LINES, *PEERS)))
 
