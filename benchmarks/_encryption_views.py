@@ -49,5 +49,5 @@ def lies(records: Records) -> str:
 
 def head(records: Records) -> str:
     """One line for each figure of the head on frozen features."""
-    lines = [[name, f"{value:.4f}" if isinstance(value, float) else value] for name, value in records[0].items()]
+    lines = [[name, f"{value:.4g}" if isinstance(value, float) else value] for name, value in records[0].items()]
     return tabulate(lines, ["head on frozen features", ""], tablefmt="github", disable_numparse=True)
