@@ -22,8 +22,9 @@ from secure_ml.families.scrutiny import Finding
 from secure_ml.outputs import Output
 from secure_ml.outside.change import Bounds
 from secure_ml.outside.costs import measure
+from secure_ml.outside.models import Model
 from secure_ml.outside.opaque import opaque
-from secure_ml.outside.prepare import Given, Model, Subject, prepare
+from secure_ml.outside.prepare import Given, Subject, prepare
 from secure_ml.randomness import seeded
 from secure_ml.scores import Score
 from secure_ml.suite import Exactly, Suite

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secure_ml.batch import Batch, Splits, Tree, join, leaves
-from secure_ml.errors import NotApplicable, SecureMLError, UsageError, require
+from secure_ml.errors import NotApplicable, require
 from secure_ml.families.scrutiny import Finding
-from secure_ml.modes import evaluating
 from secure_ml.outputs import Classes, NextToken, Output, Values
-from secure_ml.outside.adapted import Call, Manner, answer_of, ask, call_of
+from secure_ml.outside.adapted import Call, Manner, answer_of, call_of
 from secure_ml.outside.boxes import THREAT, boxed, normalised
 from secure_ml.outside.change import Bounds, Change, name_of, slots
 from secure_ml.outside.costs import Costs, measure
-from secure_ml.outside.endpoint import Endpoint, Remote
-from secure_ml.outside.estimator import Estimator, Predicts
+from secure_ml.outside.estimator import Estimator
 from secure_ml.outside.examples import as_classes, as_floats, read
-from secure_ml.outside.files import open_file
 from secure_ml.outside.kinds import Kind, kind_of, per_example
 from secure_ml.outside.members import divided, plausible
+from secure_ml.outside.models import Model, first_answers, module_of, place_of, placed
 from secure_ml.outside.opaque import opaque
 from secure_ml.outside.words import worded
 from secure_ml.randomness import generator
@@ -33,10 +28,9 @@ from secure_ml.scores import RMSE, Accuracy, NatsPerToken, Score
 from secure_ml.surfaces import Surface
 from secure_ml.task import Loss, Recipe, Task, cross_entropy, next_token_loss, squared_error
 from secure_ml.threats import Threat
-from secure_ml.victim import Plain, Victim, resolve_device
+from secure_ml.victim import Plain, Victim
 
-MODEL, MODE, DEVICE, TARGETS, INPUTS = "model", "mode", "device", "targets", "inputs"
-Model = nn.Module | Endpoint | Path | str | Predicts | Task
+TARGETS, INPUTS = "targets", "inputs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +78,11 @@ class Outside(Plain):
 def prepare(given: Given) -> Subject:
     """The subject of an assessment. Raises `UsageError` where parts do not fit one another, or the box."""
     found: list[Finding] = []
-    inner = _placed(module_of(given.model), given.device, found)
+    inner = placed(module_of(given.model), given.device, found)
     parts = _parts(given, inner, found)
     call = call_of(inner, parts["test"].inputs, opaque(inner) is not None)
     few = parts["test"].take(slice(0, 256))
-    returned = _first_answers(inner, few.inputs, call)
+    returned = first_answers(inner, few.inputs, call)
     kind = _kind(given, answer_of(returned), few.target, found, opaque(inner) is not None)
     change = _change(given, inner, join([part.inputs for part in parts.values()]), call, found)
     manner = Manner(call=call, reads=kind.reads, flat=kind.flat, scale=change.scale)
@@ -110,59 +104,11 @@ def prepare(given: Given) -> Subject:
     return Subject(victim=victim, costs=costs, trainable=trainable, findings=tuple(found))
 
 
-def module_of(model: Model) -> nn.Module:
-    """The module of a model: itself, or one that asks a file, an estimator or a service."""
-    if isinstance(model, nn.Module):
-        return model
-    if isinstance(model, Endpoint):
-        return Remote(model)
-    if isinstance(model, (Path, str)):
-        return Remote(Endpoint.read(model)) if str(model).endswith((".toml", ".json")) else open_file(model)
-    if isinstance(model, Predicts):
-        return Estimator(model)
-    raise UsageError(
-        f"a model is an nn.Module, a file (.pt2, .pt, .onnx), an Endpoint or its file (.toml, .json), or a fitted "
-        f"scikit-learn estimator; given {type(model).__name__}"
-    )
-
-
-def _first_answers(module: nn.Module, inputs: Tree, call: Call) -> Any:
-    try:
-        with evaluating(module), torch.no_grad():
-            return ask(module, inputs, call)
-    except SecureMLError:
-        raise
-    except Exception as error:  # whatever a module of somebody else's raises
-        shapes = ", ".join(f"{tuple(leaf.shape)} of {leaf.dtype}" for leaf in leaves(inputs))
-        first = (str(error).splitlines() or [""])[0]
-        raise UsageError(
-            f"the model cannot be asked about the inputs of test, {shapes}: {type(error).__name__}: {first}"
-        ) from error
-
-
-def _place(module: nn.Module) -> torch.device:
-    return next((weight.device for weight in module.parameters()), torch.device("cpu"))
-
-
-def _placed(module: nn.Module, device: str | torch.device, found: list[Finding]) -> nn.Module:
-    """The module where it lies, or a copy of it elsewhere."""
-    here = _place(module)
-    blind = opaque(module)
-    if blind is not None:
-        found.append(Finding(MODEL, "PASS", f"{blind.what}, which only answers"))
-    place = here if device == "auto" else resolve_device(device)
-    if any(part.training for part in module.modules()) and blind is None:
-        found.append(Finding(MODE, "PASS", "the module came in training mode, and is asked in evaluation mode"))
-    copied = place.type != here.type
-    found.append(Finding(DEVICE, "PASS", f"{place.type}" + (", on a copy" if copied else ", where the module lies")))
-    return deepcopy(module).to(place) if copied else module
-
-
 def _parts(given: Given, module: nn.Module, found: list[Finding]) -> dict[str, Batch]:
     """The data, as tensors where the module lies."""
     sources = {name: getattr(given, name) for name in PARTS if getattr(given, name) is not None}
     require("test" in sources, "give test=, examples that the model was not trained on, with their targets")
-    blind, place = opaque(module), _place(module)
+    blind, place = opaque(module), place_of(module)
     raw = {name: read(source, name, found, given.seed) for name, source in sources.items()}
     encode = blind.classes if isinstance(blind, Estimator) and blind.kinds is not None else None
     targets, said = as_classes([target for _, target in raw.values()], encode)
