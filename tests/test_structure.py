@@ -12,6 +12,7 @@ import pytest
 
 import secure_ml as sm
 from secure_ml.errors import UsageError
+from secure_ml.identity import VIEWS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ["secure_ml", "attacks", "defenses", "experiments"]
@@ -141,3 +142,11 @@ def test_help_needs_no_torch() -> None:
 def test_no_file_holds_two_ideas() -> None:
     long = {p.name: n for p in ROOT.glob("*/**/*.py") if (n := len(p.read_text().splitlines())) > 450}
     assert not long
+
+
+def test_views_are_looked_at_by_views_alone() -> None:
+    """Or a cell could change with what its name leaves out."""
+    for path in (ROOT / "secure_ml").rglob("*.py"):
+        if path.stem not in VIEWS and path.parent.name == "secure_ml":
+            named = {name for name in VIEWS if f"from secure_ml.{name} import" in path.read_text()}
+            assert not named, f"{path.name} imports {named}"
