@@ -60,7 +60,7 @@ def net(epsilon: float, **changes: Any) -> DPSGD:
 
 RECIPES = (
     Recipe(NET, net(3.0), 0.98, 0.982, 6),
-    Recipe(CLOTHES, net(3.0), 0.98, 0.865, 4),
+    Recipe(CLOTHES, net(3.0), 0.98, 0.865, 7),
     Recipe(NET, net(1.0, batch_size=4096), 0.98, 0.973, 2),
     Recipe(CLOTHES_FEATURES, net(3.0, batch_size=8192, learning_rate=16.0), 0.9, 0.897, 3),
     Recipe(FEATURES, net(3.0, batch_size=4096, learning_rate=8.0), None, 0.987, 8),
