@@ -111,4 +111,3 @@ def _tokens(task: Task) -> Tokens:
     if surface is None:
         raise NotApplicable(f"GeneratedSentences writes tokens; the inputs of {task.name} hold none")
     return surface
-
