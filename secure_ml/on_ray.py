@@ -82,7 +82,7 @@ class OnRay(Executor):
         """How many pieces the cluster holds at once."""
         import ray
 
-        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        there = ray.cluster_resources()
         room = int(there.get("CPU", 0) // threads)
         if self.gpus:
             room = min(room, int(there.get("GPU", 0) / self.gpus + 1e-9))
