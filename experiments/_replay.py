@@ -5,11 +5,8 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from experiments._case import CARD, NOTHING, Case, Expected
 from experiments._catalog import Catalog, threat_of
@@ -17,6 +14,7 @@ from experiments._provenance import hardware
 from secure_ml.cells import PACKAGES
 from secure_ml.errors import NotApplicable, UsageError, require
 from secure_ml.families.scrutiny import VERDICTS
+from secure_ml.modes import threaded
 from secure_ml.report import card
 from secure_ml.rows import Row, make_row, package_version
 from secure_ml.task import Task
@@ -111,7 +109,7 @@ def run(case: Case, task: Task) -> Found:
     attacks = {name: None if name == CARD else catalog.attack(name) for name in case.attacks}
     device = resolve_device(case.device)
     found: Found = {}
-    with _threads(case.threads):
+    with threaded(case.threads):
         victim = fit(task, stack, seed=case.seed, device=device)
         for name, attack in attacks.items():
             try:
@@ -161,13 +159,3 @@ def _compare(expected: Expected, row: Row | None) -> Compared:
     return Compared(
         expected=expected, got=value_of(row), interval=f" [{row.low:.4g}, {row.high:.4g}]" if known else why
     )
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

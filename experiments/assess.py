@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -25,6 +24,7 @@ from secure_ml.assess import assess
 from secure_ml.assessment import ASSUMED
 from secure_ml.errors import UsageError, require, unknown
 from secure_ml.gate import conditions
+from secure_ml.modes import threaded
 from secure_ml.rows import save_rows
 from secure_ml.task import Task
 from secure_ml.victim import writable
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     set_data_directory(options.data_dir)
     out = writable(options.out)
     given = arguments(options.model)
-    with _threads(options.threads), Console(stderr=True).status("") as status:
+    with threaded(options.threads), Console(stderr=True).status("") as status:
         done = assess(
             **given,
             minutes=options.minutes,
@@ -84,16 +84,6 @@ def main(argv: Sequence[str]) -> int:
     print(f"rows, card and report are in {out}", file=sys.stderr)
     judged = [row for row in done.card if row.attack != ASSUMED]  # what was assumed is no check
     return max(crashed(done.results), apply(judged, options.fail_if, out))
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def arguments(text: str) -> dict[str, Any]:

@@ -211,23 +211,12 @@ def effects(rows: Sequence[Row], correction: Correction = "holm", first: Choice 
     drown the main findings. What has no better way, and what training took, is not tested and costs the others nothing.
     """
     found: list[Effect] = []
-    for (task, attack, measure), stacks in by_seed(rows).items():
+    for key, stacks in by_seed(rows).items():
         bare = stacks.get(BARE)
         for name, mine in stacks.items():
             if bare is None or name == BARE:
                 continue
-            effect = Effect(
-                task=task,
-                defenses=name,
-                attack=attack,
-                measure=measure,
-                unit=mine.unit,
-                difference=difference(mine.values, bare.values, max(mine.step, bare.step)),
-                before=_mean(bare),
-                after=_mean(mine),
-                better=direction(measure, mine.unit),
-            )
-            found.append(effect)
+            found.append(_changed(key, name, mine, bare))
     return _in_turn(found, correction, first)
 
 
@@ -270,23 +259,12 @@ def compared(after: Sequence[Row], before: Sequence[Row], correction: Correction
     """What moved between two runs: of each stack, attack and measure in both, the later less the earlier."""
     old = by_seed(before)
     found: list[Effect] = []
-    for (task, attack, measure), stacks in by_seed(after).items():
+    for key, stacks in by_seed(after).items():
         for name, mine in stacks.items():
-            theirs = old.get((task, attack, measure), {}).get(name)
+            theirs = old.get(key, {}).get(name)
             if theirs is None:
                 continue
-            effect = Effect(
-                task=task,
-                defenses=name,
-                attack=attack,
-                measure=measure,
-                unit=mine.unit,
-                difference=difference(mine.values, theirs.values, max(mine.step, theirs.step)),
-                before=_mean(theirs),
-                after=_mean(mine),
-                better=direction(measure, mine.unit),
-            )
-            found.append(effect)
+            found.append(_changed(key, name, mine, theirs))
     return _in_turn(found, correction, every)
 
 
@@ -300,6 +278,22 @@ def split(stack: str) -> tuple[str, ...]:
         else:
             parts[-1] += letter
     return tuple(part.removeprefix("+ ").strip() for part in parts)
+
+
+def _changed(key: Key, name: str, mine: Series, other: Series) -> Effect:
+    """What a stack measured less what it is compared with."""
+    task, attack, measure = key
+    return Effect(
+        task=task,
+        defenses=name,
+        attack=attack,
+        measure=measure,
+        unit=mine.unit,
+        difference=difference(mine.values, other.values, max(mine.step, other.step)),
+        before=_mean(other),
+        after=_mean(mine),
+        better=direction(measure, mine.unit),
+    )
 
 
 def _mean(series: Series) -> float:

@@ -1,9 +1,10 @@
-"""Training and evaluation mode, left as they were found."""
+"""Training and evaluation mode, and threads, left as they were found."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakSet
 
+import torch
 from torch import nn
 
 
@@ -37,3 +38,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 _INSIDE: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def threaded(number: int | None) -> Iterator[None]:
+    """Torch on so many threads, or on as many as before where none are given."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

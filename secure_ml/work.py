@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
-
-import torch
 
 from secure_ml.attack import Result
 from secure_ml.defense import stack_name
 from secure_ml.errors import NotApplicable
+from secure_ml.modes import threaded
 from secure_ml.report import card, with_usage
 from secure_ml.rows import Row, package_version
 from secure_ml.store import Cell, CorruptStore, Job, Store
@@ -57,7 +54,7 @@ def perform(store: Store, piece: Piece) -> Outcome:
 
 def _attempt(store: Store, piece: Piece) -> Outcome:
     try:
-        with _threads(store.threads):
+        with threaded(store.threads):
             if piece.kind == "train":
                 store.victim(piece.job)
                 return Outcome()
@@ -105,16 +102,6 @@ def _bare_row(cell: Cell, note: str) -> Row:
         note=note,
         version=package_version(),
     )
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from secure_ml.batch import Batch, Tree
 from secure_ml.errors import require
 from secure_ml.outputs import Values
-from secure_ml.scores import Score
-from secure_ml.stats import Estimate, clopper_pearson
+from secure_ml.scores import Accuracy
 from secure_ml.task import Predictor, Recipe, Task
 from secure_ml.tasks.digits_cnn import digits, tiny_digits
 from secure_ml.threats import Linf
@@ -86,19 +84,9 @@ def directions(width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class NearestDirection(Score):
+class NearestDirection(Accuracy):
     """Share of vectors ``(B, D)`` that lie nearest to the direction of their own class ``(B,)``."""
-
-    name: ClassVar[str] = "accuracy"
-    unit: ClassVar[str] = "share"
-    higher_is_better: ClassVar[bool] = True
-    ceiling: ClassVar[float] = 0.0
 
     def per_example(self, outputs: Tensor, target: Tree) -> Tensor:
         """1 where the nearest direction is that of the class, 0 elsewhere."""
-        assert isinstance(target, Tensor)
-        return (outputs @ directions(outputs.shape[1]).to(outputs).T).argmax(1).eq(target).float()
-
-    def aggregate(self, values: Tensor) -> Estimate:
-        """The share with its Clopper-Pearson interval."""
-        return clopper_pearson(int(values.sum().item()), len(values))
+        return super().per_example(outputs @ directions(outputs.shape[1]).to(outputs).T, target)
