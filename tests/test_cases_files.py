@@ -264,8 +264,11 @@ PLUGIN = ["-q", "-p", "experiments._pytest", "-p", "no:xdist", "-p", "no:cachepr
 STRICT = "[pytest]\naddopts = --strict-markers\nfilterwarnings = error\n"
 
 
-def test_pytest_collects_cases(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One passes, one fails with what moved, one cannot be read; marks select."""
+def test_pytest_collects_cases(recorded: Path, tmp_path: Path) -> None:
+    """One passes, one fails with what moved, one cannot be read; marks select.
+
+    In a process of its own: pytest warns where it finds the package of a plugin imported already.
+    """
     (tmp_path / "pytest.ini").write_text(STRICT)
     write(read(recorded), tmp_path / "good.case.toml")
     write(replace(read(recorded), slow=True), tmp_path / "slow.case.toml")
@@ -273,8 +276,10 @@ def test_pytest_collects_cases(recorded: Path, tmp_path: Path, capsys: pytest.Ca
     altered(recorded, tmp_path, f"value = {value}", "value = 0.99")
     (tmp_path / "unknown.case.toml").write_text("atacks = 1")
     options = ["-m", "not slow", "--continue-on-collection-errors", "--rootdir", str(tmp_path), str(tmp_path)]
-    assert pytest.main([*PLUGIN, "-c", str(tmp_path / "pytest.ini"), *options]) == 1
-    printed = capsys.readouterr().out
+    command = [sys.executable, "-m", "pytest", *PLUGIN, "-c", str(tmp_path / "pytest.ini"), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    printed = done.stdout
+    assert done.returncode == 1, printed + done.stderr
     assert "1 failed, 1 passed, 1 deselected, 1 error" in printed, printed
     assert "no key is called 'atacks'; did you mean attacks" in printed
     assert "altered.case.toml: 1 of 2 measurements moved" in printed
