@@ -74,7 +74,7 @@ LINES = (
 )
 ART = ("KnockoffNets", "CopycatCNN")
 PEERS = (
-    Line("Fashion-MNIST, equal", VICTIM, Knockoff(queries=10_000, source=OTHER, epochs=EQUAL), {}),
+    Line("Fashion-MNIST, equal", VICTIM, Knockoff(queries=10_000, source=OTHER, epochs=EQUAL, rate=0.1), {}),
     *(
         Line(
             "Fashion-MNIST, equal",
@@ -84,7 +84,7 @@ PEERS = (
         )
         for name in ART
     ),
-    Line("MNIST, equal", SHARED, Knockoff(queries=10_000, epochs=EQUAL), {}),
+    Line("MNIST, equal", SHARED, Knockoff(queries=10_000, nudged=True, epochs=EQUAL, rate=0.1), {}),
     *(Line("MNIST, equal", SHARED, ArtExtraction(attack=name, queries=10_000, epochs=EQUAL), {}) for name in ART),
 )
 POOLS = tuple(dict.fromkeys(line.pool for line in (*LINES, *PEERS)))

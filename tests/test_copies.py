@@ -79,6 +79,30 @@ def test_each_budget_has_its_copy() -> None:
     assert any(row.measure.startswith("copy's squared distance") for row in rows)
 
 
+def test_a_rate_that_stays_ends_in_the_average_of_the_weights() -> None:
+    victim = tiny_victim("digits_mlp")
+    train, inputs = Imitation(victim, seed=1), victim.splits.test.inputs[:64]
+    answers = BlackBox(victim.task, victim.served, "probabilities", 64)(inputs)
+    copy = train(inputs, answers, 5, rate=0.2)
+    task = train.surrogate(Batch(inputs, answers), 5)
+    weights: list[torch.Tensor] = []
+    plain = sm.fit(
+        replace(task, recipe=replace(task.recipe, learning_rate=0.2, schedule="constant")),
+        seed=1,
+        device="cpu",
+        observers=[lambda step: weights.append(nn.utils.parameters_to_vector(step.plan.module.parameters()).detach())],
+    )
+    weights.append(nn.utils.parameters_to_vector(plain.module.parameters()).detach())
+    naive = weights[0]
+    for n, now in enumerate(weights[1:], 2):
+        naive = naive + (now - naive) * (1 - min(0.99, n / (n + 9)))
+    averaged = nn.utils.parameters_to_vector(copy.parameters())
+    torch.testing.assert_close(averaged, naive)
+    assert not torch.allclose(averaged, weights[-1])
+    with pytest.raises(sm.UsageError, match="rate above 0; given 0"):
+        Knockoff(rate=0)
+
+
 def test_who_is_refused_goes_on_with_less() -> None:
     """Larger budgets buy no more, and say so; a client who never saw an answer has no copy."""
     victim = sm.fit(tiny_task("digits_mlp"), [RateLimit(queries=6)], seed=0, device="cpu")

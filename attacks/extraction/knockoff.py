@@ -54,10 +54,14 @@ class Knockoff(Extraction):
     """Architecture of the copy."""
     epochs: int | None = None
     """Of the surrogate, over the answers; as many steps as the victim had unless given."""
+    rate: float | None = None
+    """Learning rate of the surrogate, which then does not fall and whose weights are averaged; the victim's schedule
+    unless given. Where epochs are few, twice the victim's rate is a good one."""
 
     def __post_init__(self) -> None:
         require(self.queries >= 1, f"Knockoff needs a budget of at least 1 query; given {self.queries}")
         require(self.epochs is None or self.epochs >= 1, f"Knockoff needs at least 1 epoch; given {self.epochs}")
+        require(self.rate is None or self.rate > 0, f"Knockoff needs a learning rate above 0; given {self.rate}")
         require(self.repeats >= 1, f"Knockoff asks about each input at least once; given {self.repeats} repeats")
         require(
             self.repeats <= min((self.queries, *self.budgets)),
@@ -88,7 +92,7 @@ class Knockoff(Extraction):
             answers = torch.cat([answers, got]) if len(answers) else got
             if len(answers):
                 known = asked.take(slice(0, len(answers))).inputs
-                yield train(known, answers, self.epochs, net=self.net, augment=augment)
+                yield train(known, answers, self.epochs, net=self.net, rate=self.rate, augment=augment)
             if refused or len(answers) == len(asked):
                 return
 
