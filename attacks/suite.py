@@ -13,6 +13,7 @@ from attacks.evasion.nes import NES
 from attacks.evasion.pgd import PGD
 from attacks.evasion.square import Square
 from attacks.evasion.token_swap import TokenSwap
+from attacks.evasion.word_queries import WordQueries
 from attacks.extraction.knockoff import Knockoff
 from attacks.membership.boundary_distance import BoundaryDistance
 from attacks.membership.entropy import Entropy
@@ -154,15 +155,21 @@ def _asking(facts: Facts) -> Iterator[Way]:
 
 
 def _swapping(facts: Facts) -> Iterator[Way]:
-    """Replacements, of as many texts at a time as there are examples and places in the beam."""
+    """Replacements, of as many texts at a time as there are examples and places in the beam; or words asked about."""
+    if facts.blind:
+        for queries in (5000, 1000, 300, 100):
+            yield _way(facts.costs, 0, queries, TokenSwap(), WordQueries(queries=queries))
+        return
     for candidates, beam, again in ((64, 4, 4), (32, 2, 2), (8, 1, 1)):
         looks, swap = 2.0 * (1 + again) * beam, TokenSwap(candidates=candidates, beam=beam, again=again)
-        yield _way(facts.costs, 0, 1, swap) if facts.blind else _way(facts.costs, looks, looks * candidates, swap)
+        yield _way(facts.costs, looks, looks * candidates, swap)
 
 
 def _extraction(facts: Facts, examples: int) -> Iterator[Rung]:
     """A copy from the adversary's own examples, of the same architecture where that can be built."""
     net, n = _net(facts), min(examples, facts.tested)
+    if net is None and facts.pool:  # which the row says
+        yield Rung((Knockoff(),), 1, 0.0)
     for queries in dict.fromkeys(min(q, facts.pool) for q in (3000, 1000, 300, 100, 30)):
         if net is None or queries < 10:
             return

@@ -163,6 +163,16 @@ class BlackBox(Access):
             raise Refused(f"the served model refused its client after {self.queries} queries", shown)
         return shown
 
+    def observe(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The task's losses ``(B,)`` and the answers they are computed from, which are asked for once."""
+        answers = self(batch.inputs)
+
+        def known(inputs: Tree) -> Tensor:
+            return answers if inputs is batch.inputs else self(inputs)
+
+        with torch.no_grad():
+            return self.task.loss(known, batch), answers
+
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss ``(B,)`` computed from what is revealed."""
         with torch.no_grad():

@@ -70,7 +70,8 @@ def assess(
 
     Args:
         model: an ``nn.Module``, a file of torch.export, TorchScript or ONNX, an `Endpoint` (or the TOML file of one), a
-            fitted scikit-learn estimator; or a `Task`, which is trained first.
+            fitted scikit-learn estimator, or a function of arrays that answers with probabilities; or a `Task`, which
+            is trained first.
         train: what it was trained on, the members: a dataset of ``(x, y)`` or dictionaries, or a pair of arrays.
         test: what it was not trained on, in the same form: the others, by which everything is judged.
         aux: what the adversary owns; half of the test examples unless given.

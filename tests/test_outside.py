@@ -13,6 +13,7 @@ import secure_ml as sm
 from secure_ml.errors import UsageError
 from secure_ml.outside.adapted import Manner, Scale, call_of, read
 from secure_ml.outside.boxes import boxed, normalised
+from secure_ml.outside.estimator import Function
 from secure_ml.outside.examples import as_classes
 from secure_ml.outside.examples import read as read_data
 from secure_ml.outside.kinds import kind_of, per_example
@@ -304,3 +305,15 @@ def test_tokens_and_their_table_are_found() -> None:
     slots = {(name,): leaf for name, leaf in tree.items()}
     (surface,) = worded(Reader(), tree, "names", slots, []).surfaces
     assert surface == Tokens(20, "words", (0, 1, 2), ("ids",))
+
+
+def test_tokens_of_a_model_that_only_answers_are_whole_numbers() -> None:
+    ids = torch.tensor([[1, 5, 6, 2, 0], [1, 7, 2, 0, 0], [1, 9, 8, 7, 2]])
+    slots = {("ids",): ids, ("mask",): (ids > 0).long()}
+    found: list[Any] = []
+    only = Function(lambda inputs: inputs["ids"])
+    (surface,) = worded(only, {"ids": ids, "mask": slots[("mask",)]}, "one", slots, found).surfaces
+    assert surface == Tokens(10, "", (0, 1, 2), ("ids",))
+    assert found[0].verdict == "WARN"
+    negative = worded(only, {"ids": -ids}, "one", {("ids",): -ids}, found)
+    assert not negative.surfaces, "whole numbers below 0 are no tokens"

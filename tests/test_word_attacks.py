@@ -13,8 +13,9 @@ from attacks.evasion._substitution import Offers, importance
 from attacks.evasion.token_swap import TokenSwap
 from attacks.evasion.typos import NEIGHBOURS, Typos, misspelled, mistyped
 from attacks.evasion.universal_trigger import UniversalTrigger
+from attacks.evasion.word_queries import WordQueries
 from attacks.evasion.word_substitution import WordSubstitution
-from secure_ml.access import WhiteBox
+from secure_ml.access import BlackBox, WhiteBox
 from secure_ml.batch import Batch
 from secure_ml.families.evasion import Evasion, attack_batch
 from secure_ml.modes import evaluating
@@ -77,7 +78,7 @@ def worst(access: WhiteBox, batch: Batch, edits: int) -> tuple[Tensor, Tensor]:
     return torch.stack(losses), torch.stack(wrong)
 
 
-def changed(attack: Evasion, access: WhiteBox, batch: Batch, edits: int) -> Batch:
+def changed(attack: Evasion, access: WhiteBox | BlackBox, batch: Batch, edits: int) -> Batch:
     return attack_batch(attack, access, batch, sm.Edits(edits), torch.Generator().manual_seed(0))
 
 
@@ -92,6 +93,44 @@ def test_a_wide_beam_is_exhaustive_search(edits: int) -> None:
     early = changed(replace(wide, early=True), access, batch, edits)
     assert torch.equal(access(early.inputs).argmax(1) != batch.target, wrong)
     assert int(wrong.sum()) > 3, "the models of this test are not all robust"
+
+
+def test_whoever_asks_about_every_word_finds_the_worst() -> None:
+    """With queries for all words in all places, asking finds the worst single replacement."""
+    access, batch = order_access()
+    losses, wrong = worst(access, batch, 1)
+    every = 1 + LENGTH + LENGTH * (WORDS - 1)
+    reached = []
+    for queries in (2, every):
+        asked = BlackBox(access.task, access, "probabilities", queries * len(batch))
+        found = changed(WordQueries(queries=queries, positions=LENGTH, again=0), asked, batch, 1)
+        assert asked.queries <= queries * len(batch)
+        reached.append(access(found.inputs).argmax(1) != batch.target)
+    assert torch.equal(reached[-1], wrong)
+    assert int(reached[0].sum()) < int(wrong.sum())
+    assert bool((access.task.loss(access, found) <= losses + 1e-5).all())
+
+
+def test_questions_go_to_the_words_that_matter() -> None:
+    """Of a long text in which one word decides, that word's place is found among forty and taken first."""
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(30, 2)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            wrong = ((tokens[:, 17] < 4) | (tokens[:, 17] >= 20)).float()
+            return torch.stack([1 - 2 * wrong, torch.zeros_like(wrong)], 1)
+
+    tokens = torch.randint(4, 20, (5, 40), generator=torch.Generator().manual_seed(0))
+    batch = Batch(tokens, torch.zeros(5, dtype=torch.long))
+    surface = sm.Tokens(30)
+    task = sm.Task(name="one", build=One, data=lambda _: sm.Splits(*[batch] * 4), surfaces=(surface,))
+    access = BlackBox(task, One(), "probabilities")
+    found = changed(WordQueries(queries=100, positions=1, again=0), access, batch, 1).inputs
+    assert bool((One()(found)[:, 0] < 0).all())
+    assert access.queries <= 500
 
 
 def test_a_wider_beam_is_never_weaker_and_greedy_falls_short() -> None:

@@ -9,7 +9,7 @@ from math import isinf
 import torch
 from torch import Tensor
 
-from secure_ml.access import WhiteBox
+from secure_ml.access import BlackBox, WhiteBox
 from secure_ml.batch import Batch
 from secure_ml.surfaces import Tokens
 
@@ -31,12 +31,14 @@ class Trials:
         return Trials(self.row[index], self.position[index], self.token[index])
 
 
+Asked = WhiteBox | BlackBox
+"""Who tells losses: the module, or what is served."""
 Propose = Callable[[Batch, Tensor], Trials]
 """Texts as they stand, and where a token may still change, a mask ``(N, L)``, to what is worth a try."""
 
 
 def search(
-    access: WhiteBox,
+    access: Asked,
     batch: Batch,
     surface: Tokens,
     edits: int,
@@ -81,7 +83,7 @@ DONE = 1e6
 """What a text is worth beyond its loss when the score is as low as it can be."""
 
 
-def _worth(access: WhiteBox, batch: Batch, early: bool) -> Tensor:
+def _worth(access: Asked, batch: Batch, early: bool) -> Tensor:
     """What each text is worth to the adversary, ``(B,)``: its loss, and `DONE` if it cannot get worse."""
     score = access.task.score
     losses, outputs = access.observe(batch)
@@ -91,7 +93,7 @@ def _worth(access: WhiteBox, batch: Batch, early: bool) -> Tensor:
     return worth + DONE * (score.harm(score.per_example(outputs, batch.target)) >= score.ceiling)
 
 
-def _try(access: WhiteBox, stand: Batch, surface: Tokens, texts: Tensor, trials: Trials, early: bool) -> Tensor:
+def _try(access: Asked, stand: Batch, surface: Tokens, texts: Tensor, trials: Trials, early: bool) -> Tensor:
     """What the text of each trial is worth, ``(T,)``; as many at a time as the task's module is shown."""
     size, found = access.task.chunk, [torch.zeros(0, dtype=torch.double, device=texts.device)]
     for start in range(0, len(trials.row), size):

@@ -8,8 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attacks.evasion._search import Trials, search
-from secure_ml.access import WhiteBox
+from attacks.evasion._search import Asked, Trials, search
 from secure_ml.batch import Batch
 from secure_ml.surfaces import Tokens
 
@@ -29,7 +28,14 @@ class Offers:
 
 
 def substitute(
-    access: WhiteBox, batch: Batch, surface: Tokens, edits: int, offers: Offers, *, positions: int, early: bool
+    access: Asked,
+    batch: Batch,
+    surface: Tokens,
+    edits: int,
+    offers: Offers,
+    *,
+    positions: int,
+    early: bool,
 ) -> Tensor:
     """Tokens ``(B, L)`` after a number of edits, each the one of the highest loss among the offers.
 
@@ -49,7 +55,7 @@ _TRIALS = 2**21
 """Replacements tried in one edit; bounds memory."""
 
 
-def _propose(access: WhiteBox, surface: Tokens, offers: Offers, positions: int, batch: Batch, free: Tensor) -> Trials:
+def _propose(access: Asked, surface: Tokens, offers: Offers, positions: int, batch: Batch, free: Tensor) -> Trials:
     """All offers for the most important free tokens of each text."""
     tokens = surface.get(batch.inputs)
     open_to = free & (offers.of(tokens)[..., 0] >= 0)
@@ -62,7 +68,7 @@ def _propose(access: WhiteBox, surface: Tokens, offers: Offers, positions: int, 
     return Trials(row[which], position[which], offered[which, column])
 
 
-def importance(access: WhiteBox, surface: Tokens, offers: Offers, batch: Batch, where: Tensor) -> Tensor:
+def importance(access: Asked, surface: Tokens, offers: Offers, batch: Batch, where: Tensor) -> Tensor:
     """The loss ``(N, L)`` when a token is left out (its first offer stands there, where no token means a gap).
 
     Minus infinity outside of the mask ``where``.

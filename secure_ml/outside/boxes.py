@@ -22,7 +22,9 @@ GIVE = "give box=(low, high)"
 
 def boxed(path: Path, values: Tensor, box: Bounds | None, found: list[Finding]) -> Change:
     """The box of numbers ``(B, *shape)``; `UsageError` where they leave one that was given."""
-    require(bool(values.isfinite().all()), f"{name_of(path)} holds NaN or infinite values")
+    require(
+        bool(values.isfinite().all()), f"{name_of(path)} holds NaN or infinite values: fill them in before the model"
+    )
     low, high = values.min().item(), values.max().item()
     natural = next(((a, b) for a, b in NATURAL if a <= low and high <= b and high - low >= 0.5 * (b - a)), None)
     if box is not None and any(torch.as_tensor(bound).ndim for bound in box):

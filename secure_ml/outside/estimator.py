@@ -1,14 +1,15 @@
-"""Pipelines of scikit-learn, and whatever else keeps to its methods."""
+"""Pipelines of scikit-learn, whatever else keeps to its methods, and functions that answer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secure_ml.batch import Tree
+from secure_ml.batch import Tree, tree_map
 from secure_ml.errors import UsageError, require
 from secure_ml.outside.opaque import Opaque
 
@@ -61,3 +62,28 @@ class Estimator(Opaque):
         require(not strange, f"{self.what} was not trained on the labels {sorted(map(str, strange))[:3]}")
         places = {kind: place for place, kind in enumerate(self.kinds.tolist())}
         return torch.tensor([places[label] for label in labels.tolist()], dtype=torch.long)
+
+
+class Function(Opaque):
+    """A function of arrays, ``(B, *shape)`` to a row of probabilities or logits, or a value, for each of B inputs."""
+
+    def __init__(self, ask: Callable[..., Any]) -> None:
+        super().__init__()
+        self.ask = ask
+        self.what = f"the function {getattr(ask, '__name__', type(ask).__name__)}"
+
+    def answer(self, inputs: Tree) -> Tensor:
+        """What it returns, an array or a tensor; `UsageError` for anything else."""
+        arrays: Any = tree_map(lambda leaf: leaf.numpy(), inputs)  # type: ignore[arg-type, return-value]
+        said = self.ask(arrays)
+        if not isinstance(said, (Tensor, np.ndarray, list)):
+            raise UsageError(f"{self.what} returns a {type(said).__name__}; expected an array, a row for each input")
+        return torch.as_tensor(said, dtype=torch.float32).detach().cpu()
+
+
+def asked(model: Callable[..., Any]) -> Opaque:
+    """The estimator behind its own ``predict_proba``; any other function as it is."""
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, Predicts) and getattr(model, "__name__", "") == "predict_proba":
+        return Estimator(owner)
+    return Function(model)

@@ -60,8 +60,16 @@ def _whole(inputs: Any, what: str) -> Tree:
     if isinstance(inputs, Tensor):
         return inputs
     array = np.asarray(inputs)
-    require(array.dtype.kind in "biuf", f"{what} holds {array.dtype}, which are no numbers: encode them beforehand")
-    return torch.as_tensor(np.ascontiguousarray(array))
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"{what} holds {_odd(inputs, array)}, which are no numbers: encode them before the model")
+    return torch.tensor(array)
+
+
+def _odd(inputs: Any, array: np.ndarray) -> str:
+    """What there is besides numbers: the columns of a frame by name."""
+    kinds = dict(inputs.dtypes) if type(inputs).__module__.partition(".")[0] == "pandas" and array.ndim == 2 else {}
+    odd = [f"{name} ({kind})" for name, kind in kinds.items() if getattr(kind, "kind", "O") not in "biuf"]
+    return f"the columns {', '.join(odd[:5])}" if odd else str(array.dtype)
 
 
 def _targets(target: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from secure_ml.families.scrutiny import Finding
 from secure_ml.modes import evaluating
 from secure_ml.outside.adapted import Call, ask
 from secure_ml.outside.endpoint import Endpoint, Remote
-from secure_ml.outside.estimator import Estimator, Predicts
+from secure_ml.outside.estimator import Estimator, Predicts, asked
 from secure_ml.outside.files import open_file
 from secure_ml.outside.opaque import opaque
 from secure_ml.task import Task
 from secure_ml.victim import resolve_device
 
 MODEL, MODE, DEVICE = "model", "mode", "device"
-Model = nn.Module | Endpoint | Path | str | Predicts | Task
+Model = nn.Module | Endpoint | Path | str | Predicts | Callable[..., Any] | Task
 
 
 def module_of(model: Model) -> nn.Module:
@@ -35,9 +36,11 @@ def module_of(model: Model) -> nn.Module:
         return Remote(Endpoint.read(model)) if str(model).endswith((".toml", ".json")) else open_file(model)
     if isinstance(model, Predicts):
         return Estimator(model)
+    if callable(model) and not isinstance(model, type):
+        return asked(model)
     raise UsageError(
-        f"a model is an nn.Module, a file (.pt2, .pt, .onnx), an Endpoint or its file (.toml, .json), or a fitted "
-        f"scikit-learn estimator; given {type(model).__name__}"
+        f"a model is an nn.Module, a file (.pt2, .pt, .onnx), an Endpoint or its file (.toml, .json), a fitted "
+        f"scikit-learn estimator, or a function of arrays; given {type(model).__name__}"
     )
 
 

@@ -10,6 +10,7 @@ from secure_ml.families.scrutiny import Finding
 from secure_ml.modes import evaluating
 from secure_ml.outside.adapted import Call, Path, ask
 from secure_ml.outside.change import Change, name_of
+from secure_ml.outside.opaque import opaque
 from secure_ml.surfaces import Box, Tokens
 from secure_ml.threats import Edits
 
@@ -17,16 +18,23 @@ WORDS, THREAT = "tokens", "threat"
 
 
 def worded(module: nn.Module, inputs: Tree, call: Call, slots: dict[Path, Tensor], found: list[Finding]) -> Change:
-    """The tokens among the inputs that the module looks up in a table; none where it looks up nothing."""
+    """The tokens among the inputs: what the module looks up in a table, or, of one that only answers, whole numbers."""
+    blind = opaque(module) is not None
     for path, tokens in sorted(slots.items(), key=lambda slot: -_kinds(slot[1])):  # words differ more than places do
-        layer = _table(module, inputs, path, call) if _kinds(tokens) else None
+        layer = None if blind or not _kinds(tokens) else _table(module, inputs, path, call)
+        if blind and _kinds(tokens) > 2 and bool((tokens >= 0).all()):
+            layer = "", int(tokens.max()) + 1
         if layer is not None:
             name, size = layer
             surface = Tokens(size, name, _marks(path, tokens, slots), path)
             Tokens(size).check(tokens)
             stay = ", ".join(map(str, surface.frozen)) or "none"
-            said = f"{name_of(path)} holds tokens below {size}, looked up in {name}; no words, which stay: {stay}"
-            found.append(Finding(WORDS, "PASS", said))
+            whence = (
+                f"below {size}, looked up in {name}" if name else f"no higher than {size - 1}, none being higher here"
+            )
+            said = f"{name_of(path)} holds tokens {whence}; no words, which stay: {stay}"
+            remedy = "" if name else "give surfaces=(sm.Tokens(vocabulary, path=...),) and threat="
+            found.append(Finding(WORDS, "PASS" if name else "WARN", said, remedy))
             found.append(Finding(THREAT, "WARN", "Edits(2): two tokens are replaced", "give threat=sm.Edits(...)"))
             return Change(surfaces=(surface,), threat=Edits(2))
     said = "no input is known to be real numbers or tokens: nothing is changed by an attack"
