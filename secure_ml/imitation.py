@@ -68,7 +68,7 @@ class Imitation:
         if rate is None:
             return fit(surrogate, seed=self.seed, device=self.victim.device).module
         steady = replace(surrogate, recipe=replace(surrogate.recipe, learning_rate=rate, schedule="constant"))
-        average = Average(decay=0.99, start=0.0)
+        average = Average(decay=0.998, start=0.0)
         return average.finish(fit(steady, seed=self.seed, device=self.victim.device, observers=(average,))).module
 
     def surrogate(
