@@ -16,7 +16,7 @@ from secure_ml.errors import NotApplicable, UsageError, require
 from secure_ml.families.scrutiny import VERDICTS
 from secure_ml.modes import threaded
 from secure_ml.report import card
-from secure_ml.rows import Row, make_row, package_version
+from secure_ml.rows import TIMES, Row, make_row, package_version
 from secure_ml.task import Task
 from secure_ml.training import fit
 from secure_ml.victim import resolve_device
@@ -121,7 +121,7 @@ def run(case: Case, task: Task) -> Found:
             except NotApplicable as why:
                 assert attack is not None
                 rows = (make_row(victim, attack.family, attack=repr(attack), note=str(why)),)
-            found |= {(name, row.measure): row for row in rows if row.unit not in ("seconds", "count")}
+            found |= {(name, row.measure): row for row in rows if row.unit not in (*TIMES, "count")}
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from secure_ml.direction import direction
-from secure_ml.rows import Row
+from secure_ml.rows import TIMES, Row
 
 Correction = Literal["holm", "bh", "none"]
 BARE = "none"
@@ -57,7 +57,7 @@ class Effect:
     @property
     def tested(self) -> bool:
         """Whether it is among the comparisons that are corrected: there is a better way, and it is no duration."""
-        return bool(self.better) and self.unit != "seconds"
+        return bool(self.better) and self.unit not in TIMES
 
     @property
     def verdict(self) -> str:
@@ -93,17 +93,17 @@ def difference(after: Mapping[int, float], before: Mapping[int, float], step: fl
 
 def paired(differences: Sequence[float], step: float = 0.0) -> Difference:
     """The mean of differences seed by seed, with Student's t interval."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # scipy.stats, which asks the same function, takes a second to load
 
     n, mean = len(differences), float(np.mean(differences)) if differences else None
     if mean is None or n < 2:
         return Difference(value=mean, n=n, why=_too_few(n))
     spread = max(float(np.std(differences, ddof=1)), step)
-    return _with_t(mean, spread / math.sqrt(n), n - 1, Difference(n=n), float(t.ppf(1 - LEVEL / 2, n - 1)))
+    return _with_t(mean, spread / math.sqrt(n), n - 1, Difference(n=n), float(stdtrit(n - 1, 1 - LEVEL / 2)))
 
 
 def _welch(after: Sequence[float], before: Sequence[float], step: float) -> Difference:
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     fewer = min(len(after), len(before))
     if not fewer:
@@ -115,17 +115,17 @@ def _welch(after: Sequence[float], before: Sequence[float], step: float) -> Diff
     squared = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (after, before), strict=True))
     freedom = sum(parts) ** 2 / squared if squared else fewer - 1.0
     empty = Difference(n=fewer, paired=False)
-    return _with_t(mean, math.sqrt(sum(parts)), freedom, empty, float(t.ppf(1 - LEVEL / 2, freedom)))
+    return _with_t(mean, math.sqrt(sum(parts)), freedom, empty, float(stdtrit(freedom, 1 - LEVEL / 2)))
 
 
 def _with_t(mean: float, error: float, freedom: float, empty: Difference, quantile: float) -> Difference:
-    from scipy.stats import t
+    from scipy.special import stdtr
 
     if not error:
         same = mean == 0
         p = 1.0 if same else None
         return replace(empty, value=mean, low=mean, high=mean, p=p, why="" if same else "cannot tell: no spread")
-    p = float(2 * t.sf(abs(mean) / error, freedom))
+    p = float(2 * stdtr(freedom, -abs(mean) / error))
     return replace(empty, value=mean, low=mean - quantile * error, high=mean + quantile * error, p=p)
 
 
@@ -231,7 +231,7 @@ def stacked(rows: Sequence[Row], correction: Correction = "holm", first: Choice 
         better = direction(measure, next(iter(stacks.values())).unit)
         for name, mine in stacks.items():
             parts = split(name)
-            if len(parts) < 2 or not better or mine.unit == "seconds" or not {BARE, *parts} <= set(stacks):
+            if len(parts) < 2 or not better or mine.unit in TIMES or not {BARE, *parts} <= set(stacks):
                 continue
             bare, alone = stacks[BARE], [stacks[part] for part in parts]
             seeds = set(mine.values) & set(bare.values)

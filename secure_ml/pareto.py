@@ -74,7 +74,7 @@ def trades(rows: Sequence[Row]) -> tuple[list[Axis], list[Stack]]:
         if axis is None or row.value is None:
             continue
         axis = found.setdefault(axis.name, axis)
-        if axis.name == "robustness" and row.measure != axis.measure:  # another radius
+        if axis.name in ("robustness", "latency") and row.measure != axis.measure:  # another radius, or unit
             continue
         rival = stacks[row.defenses].get(axis.name)
         if rival is None or _tells_more(row, rival, axis):
@@ -107,7 +107,7 @@ def _axis(row: Row) -> Axis | None:
         name = "membership"
     elif row.measure.startswith("epsilon lower bound"):
         name = "epsilon measured"
-    elif row.measure == "latency":
+    elif row.measure in ("latency", "milliseconds a query"):
         name = "latency"
     elif row.measure == "training seconds":
         name = "training"

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from secure_ml.attack import Attack, Result
 from secure_ml.errors import NotApplicable
+from secure_ml.latency import latency
 from secure_ml.rows import Row, make_row, pool_rows
 from secure_ml.stats import Estimate
 from secure_ml.task import Task
@@ -15,12 +16,13 @@ from secure_ml.victim import Victim
 
 
 def card(victim: Victim) -> Result:
-    """The victim's own score, as served, and what its training took."""
+    """The victim's own score, as served, what its training took, and what an answer takes."""
     task = victim.task
     rows = (
         make_row(victim, task.score.name, victim.score(), unit=task.score.unit),
         *(make_row(victim, s.name, s.measure(victim.served, victim.splits.test), unit=s.unit) for s in task.also),
         make_row(victim, "training seconds", _exactly(victim.seconds), unit="seconds"),
+        latency(victim),
     )
     return with_usage(victim, Result(rows))
 

@@ -18,6 +18,8 @@ from secure_ml.stats import Estimate, clopper_pearson, over_seeds
 from secure_ml.victim import Claim, Victim
 
 SCHEMA = 1
+TIMES = ("seconds", "milliseconds")
+"""Units of what depends on the machine and what else it does: no two runs agree on it, and no risk is judged by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +203,7 @@ def _mean(rows: Sequence[Row], values: Sequence[float]) -> Estimate:
     """The mean over victims: a t interval, and for proportions no narrower than one victim's examples allow.
 
     Victims may be tested on the same examples, which the spread over victims does not show. A share stays in
-    [0, 1], seconds above 0.
+    [0, 1], a time above 0.
     """
     mean = over_seeds(values)
     if all(row.interval == "Clopper-Pearson" for row in rows):
@@ -209,7 +211,7 @@ def _mean(rows: Sequence[Row], values: Sequence[float]) -> Estimate:
         alone = clopper_pearson(round(mean.value * n), n)
         method = f"{mean.method}, at least Clopper-Pearson of {n}"
         mean = replace(mean, low=min(mean.low, alone.low), high=max(mean.high, alone.high), method=method)
-    low, high = {"share": (0.0, 1.0), "seconds": (0.0, math.inf)}.get(rows[0].unit, (-math.inf, math.inf))
+    low, high = (0.0, 1.0) if rows[0].unit == "share" else (0.0 if rows[0].unit in TIMES else -math.inf, math.inf)
     return replace(mean, low=max(mean.low, low), high=min(mean.high, high))
 
 

@@ -22,6 +22,7 @@ from secure_ml.families.membership import Membership, Questioned
 from secure_ml.families.poisoning import Poisoning
 from secure_ml.families.reconstruction import Reconstruction
 from secure_ml.randomness import seeded
+from secure_ml.rows import TIMES
 from secure_ml.training import Loader, Plan, make_plan, train
 
 ATTACKS = methods("attacks", Attack)
@@ -110,7 +111,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 def timeless(result: Result) -> tuple[object, ...]:
     """A result without its seconds."""
-    rows = [dataclasses.replace(row, seconds=0.0) for row in result.rows if row.unit != "seconds"]
+    rows = [dataclasses.replace(row, seconds=0.0) for row in result.rows if row.unit not in TIMES]
     return rows, [result.evidence[name] for name in sorted(result.evidence)]
 
 

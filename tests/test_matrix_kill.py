@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from secure_ml.rows import TIMES
+
 ROOT = Path(__file__).parent.parent
 ARGV = [
     *("matrix", "--task", "digits_mlp(tiny=True)", "--defense", "none", "dp_sgd(noise=1.0)", "label_only"),
@@ -31,7 +33,7 @@ def start(out: Path) -> subprocess.Popen[bytes]:
 def rows(out: Path) -> list[dict[str, Any]]:
     """Everything that came out, without the time it took."""
     found = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    kept = [row for row in found if row["measure"] != "training seconds"]
+    kept = [row for row in found if row["unit"] not in TIMES]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in kept]
 
 

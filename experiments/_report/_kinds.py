@@ -11,7 +11,7 @@ from functools import cache
 from experiments._catalog import attacks, defenses
 from experiments._report._taxonomy import OTHER, RISKS, UTILITY
 from secure_ml.direction import is_score
-from secure_ml.rows import Row
+from secure_ml.rows import TIMES, Row
 
 _CALLS = re.compile(r"\b([A-Z]\w*)\(")
 
@@ -36,7 +36,7 @@ def family(row: Row) -> str:
 def kind_of(attack: str, measure: str, unit: str) -> str:
     """The risk of a measurement."""
     if not attack:
-        return UTILITY if is_score(measure) or unit == "seconds" else _by_measure(measure)
+        return UTILITY if is_score(measure) or unit in TIMES else _by_measure(measure)
     known = _families()
     of = (known[name] for name in _CALLS.findall(attack) if known.get(name) in RISKS)
     return next(of, _by_measure(measure))

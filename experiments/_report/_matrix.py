@@ -12,7 +12,7 @@ from experiments._report._kinds import family, risk_order
 from experiments._report._taxonomy import RISKS
 from secure_ml.direction import direction
 from secure_ml.interactions import Effect
-from secure_ml.rows import Row
+from secure_ml.rows import TIMES, Row
 
 STEPS = 9
 """From h0, bad for the defender, to h8, good."""
@@ -112,7 +112,7 @@ def make_columns(rows: Sequence[Row], main: Sequence[Row]) -> list[Column]:
         kind = family(row)
         known = found.get(key)
         if known is None or (known.unit != row.unit and row.value is not None):
-            found[key] = Column(*key, kind, RISKS[kind].title, row.unit, better, bool(better) and row.unit != "seconds")
+            found[key] = Column(*key, kind, RISKS[kind].title, row.unit, better, bool(better) and row.unit not in TIMES)
     columns = sorted(found.values(), key=lambda column: risk_order(column.family))
     heads = {(row.measure, row.attack if row.measure in split else "") for row in main}
     return _thinned(columns, heads)

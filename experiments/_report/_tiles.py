@@ -14,7 +14,7 @@ from experiments._report._plots import Stacks, claimed_epsilon, strip
 from experiments._report._taxonomy import OTHER, RISKS, Risk
 from secure_ml.direction import direction
 from secure_ml.interactions import Effect
-from secure_ml.rows import Row
+from secure_ml.rows import TIMES, Row
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _by_kind(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows that can stand for a risk."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        told = row.value is not None and row.unit not in ("count", "seconds", "verdict", "p-value")
+        told = row.value is not None and row.unit not in ("count", *TIMES, "verdict", "p-value")
         if told and direction(row.measure, row.unit) and "(0.0)" not in row.measure:
             found.setdefault(family(row), []).append(row)
     return {kind: found[kind] for kind in sorted(found, key=risk_order) if kind != OTHER}
