@@ -68,7 +68,20 @@ def test_what_is_timed_is_what_is_served_one_input_at_a_time() -> None:
     assert row.low is not None
     assert 4 <= row.low <= row.value < 100
     assert (row.measure, row.unit, row.n) == (MEASURE, "milliseconds", ASKED)
-    assert served.asked == [1] * (ASKED + WARMING), "a number that never varies: some are charged for it"
+    assert served.asked == [1] * (ASKED + WARMING)
+
+
+def test_a_slow_server_is_asked_less_and_one_that_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secure_ml import latency as module
+
+    monkeypatch.setattr(module, "LONG", 0.03)
+    victim, served = slowed(0.01)
+    row = latency(victim)
+    assert WARMING < len(served.asked) <= 3
+    assert row.n == len(served.asked) - WARMING
+    monkeypatch.setattr(Slow, "usage", lambda self: {"queries served": len(self.asked)})
+    victim, served = slowed(0.001)
+    assert latency(victim).n == len(served.asked) == 1, "a count that never varies"
 
 
 def test_a_card_has_it_and_it_is_traded() -> None:
