@@ -123,7 +123,7 @@ class Extraction(Attack):
             by_attack.setdefault(repr(attack), []).append(result)
         best: dict[str, list[Row]] = {}
         for results in by_attack.values():
-            rows = [pool_rows(same) for same in zip(*(result.rows for result in results), strict=True)]
+            rows = [pool_rows(same) for same in _by_measure(results)]
             for place, row in enumerate(rows):
                 rival = best.get(row.measure)
                 better = rival is None or (row.value or 0.0) > (rival[0].value or 0.0)
@@ -133,6 +133,14 @@ class Extraction(Attack):
                 if row.measure.startswith(MISSED + AT) and closer:
                     best[row.measure] = [row, *rows[place - 2 : place]]
         return [row for rows in best.values() for row in rows]
+
+
+def _by_measure(results: Sequence[Result]) -> list[list[Row]]:
+    """The rows of each measure; nothing transfers to a victim that gets no example right, whose row is missing."""
+    found: dict[str, list[Row]] = {}
+    for row in (row for result in results for row in result.rows):
+        found.setdefault(row.measure, []).append(row)
+    return list(found.values())
 
 
 def _next(copies: Iterator[nn.Module | Projection], one_is_there: bool) -> nn.Module | Projection | None:
