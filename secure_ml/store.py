@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,18 +85,26 @@ class Store:
 
     def jobs(self, cells: Sequence[Cell]) -> list[Job]:
         """The cells by name. A task's data is hashed once; a name changes with anything that may change a result."""
-        data: dict[int, str] = {}
         machine = machine_of(self.device, self.threads) if self.machine is None else self.machine
-        return [self._job(cell, data, machine) for cell in cells]
+        known: dict[tuple[object, ...], str] = {}
+        return [self._job(cell, known, machine) for cell in cells]
 
-    def _job(self, cell: Cell, data: dict[int, str], machine: tuple[str, ...]) -> Job:
-        task = cell.task
+    def _job(self, cell: Cell, known: dict[tuple[object, ...], str], machine: tuple[str, ...]) -> Job:
+        """``known`` holds what was hashed for an earlier cell, by the identity of the objects that this one shares."""
+        task, threat = cell.task, cell.threat or cell.task.threat
+
+        def once(text: Callable[[], str], *names: object) -> str:
+            if names not in known:
+                known[names] = text()
+            return known[names]
+
         try:
-            if id(task) not in data:
-                data[id(task)] = digest(identify(task), task.draw(0).fingerprint())
-            base = (*machine, data[id(task)], str(cell.seed))
-            rest = (cell.defenses, cell.attack, cell.threat or task.threat, cell.examples)
-            return Job(cell=cell, model=digest(*base, identify(cell.trained)), name=digest(*base, identify(rest)))
+            data = once(lambda: digest(identify(task), task.draw(0).fingerprint()), id(task))
+            trained = once(lambda: identify(cell.trained), "trained", id(cell.defenses))
+            rest = (cell.defenses, cell.attack, threat, cell.examples)
+            whole = once(lambda: identify(rest), *map(id, rest[:3]), cell.examples)
+            base = (*machine, data, str(cell.seed))
+            return Job(cell=cell, model=digest(*base, trained), name=digest(*base, whole))
         except Unidentifiable as what:
             warnings.warn(f"{task}: {what} has no readable source, so its cells are not cached", stacklevel=2)
             return Job(cell=cell, model=None, name=None)

@@ -45,15 +45,23 @@ def write(
 def draw(runs: Sequence[Run], out: Path) -> list[Path]:
     """The report on the last run, compared with the first where there are several; what was written."""
     run = runs[-1]
+    tables = _tables(run, out)
     texts = {
         "report.html": page(runs),
         "report.md": markdown(runs),
-        "rows.csv": csv_text(run.rows),
         "model-card.md": model_card(run),
     }
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
-    written = [out / name for name in texts]
-    if write_parquet(run.rows, out / "rows.parquet"):
-        written.append(out / "rows.parquet")
-    return written
+    return [*(out / name for name in texts), *tables]
+
+
+def _tables(run: Run, out: Path) -> list[Path]:
+    """All rows as CSV and, where it can be written, as Parquet; what says the same already is left as it is."""
+    text, plain, packed = csv_text(run.rows), out / "rows.csv", out / "rows.parquet"
+    if plain.is_file() and packed.is_file() and plain.read_text(encoding="utf-8") == text:
+        return [plain, packed]
+    plain.unlink(missing_ok=True)  # until both are written, neither speaks for the other
+    written = write_parquet(run.rows, packed)
+    plain.write_text(text, encoding="utf-8")
+    return [plain, packed] if written else [plain]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from secure_ml.batch import Batch, Splits
+from secure_ml.batch import Splits
 from secure_ml.data import split
 from secure_ml.errors import require
 from secure_ml.task import Recipe, Task
+from secure_ml.tasks._digits import digit_images
 from secure_ml.threats import Linf
 
 
@@ -38,16 +39,9 @@ def digits_cnn(*, width: int = 16, tiny: bool = False) -> Task:
 
 def digits(rng: torch.Generator) -> Splits:
     """Images ``(B, 1, 8, 8)`` in [0, 1]: 597 to train, 100 to validate, 600 to test, 500 for the adversary."""
-    return split(_all(), rng, validation=100, test=600, aux=500)
+    return split(digit_images(), rng, validation=100, test=600, aux=500)
 
 
 def tiny_digits(rng: torch.Generator) -> Splits:
     """The first 160 images."""
-    return split(_all().take(slice(0, 160)), rng, validation=16, test=40, aux=24)
-
-
-def _all() -> Batch:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    return Batch(torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(labels))
+    return split(digit_images().take(slice(0, 160)), rng, validation=16, test=40, aux=24)

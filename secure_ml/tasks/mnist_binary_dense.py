@@ -13,6 +13,7 @@ from secure_ml.data import hold_out, images, split
 from secure_ml.errors import require
 from secure_ml.scores import AUC, F1
 from secure_ml.task import Predictor, Recipe, Task, cross_entropy
+from secure_ml.tasks._digits import digit_images
 from secure_ml.threats import Linf
 
 Data = Literal["fashion", "mnist"]
@@ -80,11 +81,7 @@ def pair(data: Data, rng: torch.Generator) -> Splits:
 
 def tiny_pair(rng: torch.Generator) -> Splits:
     """160 fours and nines, one nine for three fours."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    digits = Batch(torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(labels))
-    return split(thin(digits, 4, 9, 3).take(slice(0, 160)), rng, validation=16, test=40, aux=24)
+    return split(thin(digit_images(), 4, 9, 3).take(slice(0, 160)), rng, validation=16, test=40, aux=24)
 
 
 def thin(data: Batch, common: int, rare: int, times: int) -> Batch:
