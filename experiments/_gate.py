@@ -13,6 +13,7 @@ import tyro
 
 from attacks.scrutiny import _contract, _strength
 from experiments._gate_files import junit, sarif
+from experiments._provenance import now
 from secure_ml.gate import Verdict, conditions, judge
 from secure_ml.rows import Row, package_version
 
@@ -38,7 +39,7 @@ def apply(rows: Sequence[Row], texts: Sequence[str], out: Path) -> int:
         print(f"{'FAILED' if verdict.failed else 'passed'}  {_line(verdict)}", file=sys.stderr)
     print(f"the gate: {failed} of {len(verdicts)} failed; {out / 'gate.json'}, junit.xml, gate.sarif", file=sys.stderr)
     (out / "gate.json").write_text(json.dumps(record(verdicts), indent=1) + "\n")
-    (out / "junit.xml").write_bytes(junit(verdicts))
+    (out / "junit.xml").write_bytes(junit(verdicts, package_version(), now()))
     told = sarif(verdicts, out / "gate.json", package_version())
     (out / "gate.sarif").write_text(json.dumps(told, indent=1) + "\n")
     return int(failed > 0)

