@@ -115,7 +115,7 @@ class OnRay(Executor):
             try:
                 found.append((place, unpack(ray.get(reference))))
             except ray.exceptions.RayError as error:
-                found.append((place, Outcome(failure=f"{type(error).__name__}: {str(error).splitlines()[0]}")))
+                found.append((place, Outcome(failure=_said(error))))
         return found
 
     def close(self) -> None:
@@ -129,6 +129,13 @@ class OnRay(Executor):
         if self.mine:
             ray.shutdown()
             self.mine = False
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, in a line: of what a node raised, that, and not Ray's account of it."""
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0] if lines else 'it says no more'}"
 
 
 def _do(task: bytes, rest: bytes, store: Store, limits: Limits) -> bytes:
