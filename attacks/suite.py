@@ -155,14 +155,15 @@ def _asking(facts: Facts) -> Iterator[Way]:
 
 
 def _swapping(facts: Facts) -> Iterator[Way]:
-    """Replacements, of as many texts at a time as there are examples and places in the beam; or words asked about."""
+    """Replacements by the gradient, of as many texts at a time as there are places in the beam, and by asking."""
     if facts.blind:
         for queries in (5000, 1000, 300, 100):
             yield _way(facts.costs, 0, queries, TokenSwap(), WordQueries(queries=queries))
         return
     for candidates, beam, again in ((64, 4, 4), (32, 2, 2), (8, 1, 1)):
         looks, swap = 2.0 * (1 + again) * beam, TokenSwap(candidates=candidates, beam=beam, again=again)
-        yield _way(facts.costs, looks, looks * candidates, swap)
+        asking = WordQueries(queries=16 * candidates)
+        yield _way(facts.costs, looks, looks * candidates + asking.queries, swap, asking)
 
 
 def _extraction(facts: Facts, examples: int) -> Iterator[Rung]:

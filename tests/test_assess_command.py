@@ -93,4 +93,4 @@ def test_code_in_the_document_runs(capsys: pytest.CaptureFixture[str]) -> None:
     for code in blocks:
         exec(code, scope)
     said = capsys.readouterr().out
-    assert len(re.findall(r"^\| accuracy +\| [01]", said, re.MULTILINE)) == len(blocks) == 4
+    assert len(re.findall(r"^\| accuracy +\| [01]", said, re.MULTILINE)) == len(blocks) == 5
