@@ -51,7 +51,7 @@ class Assess:
     threads: int | None = None
     """Threads on the CPU; as many as torch takes unless given."""
     out: Path = Path("runs/assess")
-    """Folder of rows, card, report and gate."""
+    """Folder of cells, rows, card, report and gate; the same call, killed and made again, goes on there."""
     data_dir: Path | None = None
     """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
     json: bool = False
@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
             seeds=options.seeds,
             seed=options.seed,
             device=options.device,
+            keep=out,
             tell=status.update,
         )
     save_rows([*done.rows, *done.card], out / "rows.jsonl")
@@ -128,5 +129,5 @@ def _module(path: Path) -> Any:
     return module
 
 
-OPTIONS = ("minutes", "seeds", "seed", "device", "tell")
+OPTIONS = ("minutes", "seeds", "seed", "device", "keep", "tell")
 """What the command line decides."""

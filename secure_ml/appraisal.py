@@ -17,6 +17,8 @@ from secure_ml.climb import climb
 from secure_ml.errors import BudgetExceeded, NotApplicable, UsageError
 from secure_ml.families.evasion import is_classifier
 from secure_ml.families.scrutiny import Finding
+from secure_ml.identity import digest
+from secure_ml.keeping import Keeper, about
 from secure_ml.outputs import Classes
 from secure_ml.outside.costs import Costs
 from secure_ml.outside.opaque import opaque
@@ -46,34 +48,69 @@ class Appraisal:
     plan: list[Finding] = field(default_factory=list)
 
 
-def appraise(victims: Sequence[Victim], steps: Sequence[Step], seconds: float, seed: int, tell: Tell) -> Appraisal:
+def appraise(
+    victims: Sequence[Victim],
+    steps: Sequence[Step],
+    seconds: float,
+    seed: int,
+    tell: Tell,
+    keeper: Keeper | None = None,
+) -> Appraisal:
     """Every step on every victim, each as thoroughly as its share of the time that is left allows.
 
-    Where the steps so far took longer than was thought, those that are to come are taken to be as slow.
+    Where the steps so far took longer than was thought, those that are to come are taken to be as slow. What the keeper
+    holds, results and decisions, is not made again.
     """
+    keeper = keeper or Keeper()
     done, pace, spent, thought = Appraisal(), 1.0, 0.0, 0.0
     end = time.perf_counter() + seconds
-    done.tried.extend((None, _guarded(victim, None, partial(_card, victim), {})) for victim in victims)
+    for victim in victims:
+        plain = partial(_guarded, victim, None, partial(_card, victim), {})
+        done.tried.append((None, keeper.result(victim, None, 0, seed, plain)))
     for place, step in enumerate(steps):
         start = time.perf_counter()
         left = max(end - start, 0.0)
         share = step.weight / sum(other.weight for other in steps[place:])
-        rung = _chosen(step, left / len(victims) / pace, _spare(victims[0]), share)
+        choose = partial(_chosen, step, left / len(victims) / pace, _spare(victims[0]), share)
+        rung = _decided(keeper, about(victims[0].defenses, f"{place} {step.name}"), step, choose)
         tried: Tried = []
         for attack in (rung or step.rungs[-1]).attacks:
             for victim in victims:
-                if rung is None or (rung.seconds and time.perf_counter() > end):
-                    why = _too_much(step.rungs[-1], pace, end - time.perf_counter(), _spare(victim))
+                which = about(victim.defenses, f"{place} {step.name}, {attack!r}, seed {victim.seed}")
+                why = keeper.decided(which, partial(_obstacle, step, rung, pace, end, victim))
+                if why:
                     tried.append((attack, _nothing(victim, attack, why)))
                 else:
                     tell(f"{step.name}: {attack!r}")
-                    tried.append((attack, _attempt(victim, attack, rung, seed)))
+                    examples = rung.examples if rung else 0
+                    attempt = partial(_attempt, victim, attack, examples, seed)
+                    tried.append((attack, keeper.result(victim, attack, examples, seed, attempt)))
         done.tried.extend(tried)
         done.plan.append(_said(step, rung, tried, math.isfinite(_spare(victims[0]))))
         if rung is not None and rung.seconds > NOTICED:
             spent, thought = spent + time.perf_counter() - start, thought + rung.seconds * len(victims)
             pace = max(spent / thought, 1.0)
     return done
+
+
+def _decided(keeper: Keeper, which: str, step: Step, choose: Callable[[], Rung | None]) -> Rung | None:
+    """How thorough a step is, by its place among the step's ways, where these were the same before."""
+    ways = digest(*(f"{rung.attacks} on {rung.examples}" for rung in step.rungs))
+
+    def place() -> int | None:
+        rung = choose()
+        return None if rung is None else step.rungs.index(rung)
+
+    chosen = keeper.decided(f"{which}, of {ways}", place)
+    return None if chosen is None else step.rungs[chosen]
+
+
+def _obstacle(step: Step, rung: Rung | None, pace: float, end: float, victim: Victim) -> str:
+    """Why an attack is left out; empty where it is not."""
+    now = time.perf_counter()
+    if rung is None or (rung.seconds and now > end):
+        return _too_much(step.rungs[-1], pace, end - now, _spare(victim))
+    return ""
 
 
 def _chosen(step: Step, seconds: float, spare: float, share: float) -> Rung | None:
@@ -139,8 +176,8 @@ def nothing(victim: Victim, why: Exception, attack: Attack | None = None) -> Res
     return _nothing(victim, attack, f"failed: {type(why).__name__}: {first}", failed=True)
 
 
-def _attempt(victim: Victim, attack: Attack, rung: Rung, seed: int) -> Result:
-    work = partial(attack.evaluate, victim, threat=None, seed=seed, examples=rung.examples)
+def _attempt(victim: Victim, attack: Attack, examples: int, seed: int) -> Result:
+    work = partial(attack.evaluate, victim, threat=None, seed=seed, examples=examples)
     return _guarded(victim, attack, work, dict(victim.served.usage()))
 
 

@@ -82,6 +82,7 @@ class Local(Shelf):
 
     def write(self, name: str, text: str) -> None:
         """All or nothing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".{name}"
         draft.write_text(text)
         draft.replace(self.folder / name)
