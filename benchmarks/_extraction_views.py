@@ -49,6 +49,33 @@ def exact(records: Records) -> str:
     return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 
+def ownership(records: Records) -> str:
+    """One line for each protection and test: how many thieves and how many innocents it accuses."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for r in (r for r in records if r["unit"] != "verdict" and r["attack"]):
+        line = lines.setdefault((r["defenses"] or "none", r["attack"]), {})
+        line[r["measure"].split(",")[0]] = _interval(r)
+    names = dict.fromkeys(name for line in lines.values() for name in line)
+    shown = [[f"`{who}`", f"`{test}`", *(line.get(n, "") for n in names)] for (who, test), line in lines.items()]
+    return tabulate(shown, ["protection", "test", *names], tablefmt="github", disable_numparse=True)
+
+
+def obfuscation(records: Records) -> str:
+    """One line for each share of hidden weights and number of labelled examples."""
+    lines = [
+        [
+            r["task"],
+            r["what"],
+            r["hidden"] or "",
+            r["labelled"] or "",
+            f"{r['accuracy']:.3f} [{max(r['low'], 0):.3f}, {min(r['high'], 1):.3f}]",
+        ]
+        for r in records
+    ]
+    headers = ["task", "what", "weights hidden", "labelled examples", "accuracy"]
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
 def _interval(value: dict[str, Any] | None) -> str:
     if value is None or value["value"] is None:
         return ""
