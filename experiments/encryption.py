@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from tabulate import tabulate
+from tyro.conf import OmitArgPrefixes
 
 from defenses.homomorphic import Homomorphic
 from defenses.homomorphic.contract import Engine
 from experiments import _encryption_cost as cost
-from experiments._catalog import parse, set_data_directory
+from experiments._catalog import parse
 from experiments._deeper import deeper
 from experiments._encryption_cost import EncryptionCost
 from experiments._encryption_plots import Setting, draw_costs
-from experiments._gate import FailIf, apply
+from experiments._options import Running
 from experiments._provenance import now
-from experiments._report import publish
-from experiments._run import crashed, run
 from secure_ml.attack import Result
 from secure_ml.cells import Cell
 from secure_ml.errors import require
 from secure_ml.families.scrutiny import worst_row
-from secure_ml.gate import conditions
 from secure_ml.report import with_failures
 from secure_ml.rows import Row, cell, findings, pool_rows, save_rows
 from secure_ml.task import Task
@@ -66,49 +62,27 @@ class Encryption:
     """Queries that are encrypted where most are simulated, and in the audit."""
     seeds: int = 1
     """Independent victims of each depth and activation, each with its own split of the data."""
-    seed: int = 0
-    """The first seed."""
     examples: int = 1000
     """Test examples that are asked about, at most."""
     checks: bool = True
     """Whether to audit both ends of every program."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
-    threads: int = 1
-    """Threads of each worker on the CPU; may change results in the last digits."""
-    workers: int | None = None
-    """Processes; as many as the cores hold threads unless given, 1 on a GPU. Changes no answer; seconds may suffer."""
-    out: Path = Path("runs/encryption")
-    """Folder of the run: cells, models, rows, table and plot."""
-    data_dir: Path | None = None
-    """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
-    json: bool = False
-    """Print the rows as JSON Lines instead of a table."""
-    fail_if: FailIf = ()
-    """A condition under which the run has failed, exit code 1: 'encrypted accuracy < 0.9'; may be repeated."""
+    running: OmitArgPrefixes[Running] = Running(out=Path("runs/encryption"))
+    """How the table is filled, and where it is kept."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and plot, print the table and the audit."""
     started = now()
     options, catalog = parse(Encryption, argv, "secure-ml encryption")
-    set_data_directory(options.data_dir)
-    conditions(options.fail_if)
-    for name in ("seeds", "examples", "threads", "workers", "spot"):
-        given = getattr(options, name)
-        require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
+    options.running.begin(seeds=options.seeds, examples=options.examples, spot=options.spot)
     require(len(options.activations) > 0, "--activations needs at least one number: 1 2 3, say")
     cells = make_cells(options, catalog.task(options.task))
-    results = run(cells, options.out, options.device, options.threads, options.workers)
+    results = options.running.fill(cells)
     rows = pooled(cells, results)
-    save_rows(rows, options.out / "rows.jsonl")
+    save_rows(rows, options.running.out / "rows.jsonl")
     text = "\n".join([options.task, "", *cost_table(rows), *audits(rows)])
-    (options.out / "table.md").write_text(text + "\n")
-    draw_costs(settings(rows), options.out / "encryption.png", f"encrypted {options.task}")
-    print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
-    print(f"rows, models and the plot are in {options.out}", file=sys.stderr)
-    publish("encryption", argv, rows, results, started, options.out)
-    return max(crashed(results), apply(rows, options.fail_if, options.out))
+    draw_costs(settings(rows), options.running.out / "encryption.png", f"encrypted {options.task}")
+    return options.running.finish("encryption", argv, started, rows, results, text)
 
 
 def make_cells(options: Encryption, task: Task) -> list[Cell]:
@@ -116,7 +90,7 @@ def make_cells(options: Encryption, task: Task) -> list[Cell]:
     cells = []
     for depth in dict.fromkeys(options.activations):
         variant = deeper(task, depth)
-        seeds = range(options.seed, options.seed + options.seeds)
+        seeds = options.running.seeds(options.seeds)
         cells += [Cell(task=variant, defenses=(), attack=None, seed=seed) for seed in seeds]
         for activation in dict.fromkeys(options.activation):
             trained = Homomorphic(

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tabulate import tabulate
+from tyro.conf import OmitArgPrefixes
 
-from experiments._catalog import Catalog, parse, set_data_directory
+from experiments._catalog import Catalog, parse
 from experiments._fidelity import Offer, draw_fidelity, offers
-from experiments._gate import FailIf, apply
+from experiments._options import Running
 from experiments._provenance import now
-from experiments._report import publish
-from experiments._run import crashed, run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
 from secure_ml.errors import require
 from secure_ml.families.extraction import KEPT, MOVED, Extraction
-from secure_ml.gate import conditions
 from secure_ml.report import with_failures
 from secure_ml.rows import Row, cell, pool_rows, save_rows
 from secure_ml.task import Task
@@ -59,53 +54,31 @@ class Extract:
     """Dollars for 1,000 answers."""
     seeds: int = 1
     """Independent victims of each stack, each with its own split of the data and copies of its own."""
-    seed: int = 0
-    """The first seed."""
     examples: int = 1000
     """Test examples on which copy and victim are compared, at most."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train and attack."""
-    threads: int = 1
-    """Threads of each worker on the CPU; may change results in the last digits."""
-    workers: int | None = None
-    """Processes; as many as the cores hold threads unless given, 1 on a GPU. Changes no result."""
-    out: Path = Path("runs/extraction")
-    """Folder of the run: cells, models, rows, tables and plot."""
-    data_dir: Path | None = None
-    """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
-    json: bool = False
-    """Print the rows as JSON Lines instead of tables."""
-    fail_if: FailIf = ()
-    """A condition under which the run has failed, exit code 1: 'robust_accuracy@linf:0.1 < 0.6'; may be repeated."""
+    running: OmitArgPrefixes[Running] = Running(out=Path("runs/extraction"))
+    """How the table is filled, and where it is kept."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and the plot, print the table."""
     started = now()
     options, catalog = parse(Extract, argv, "secure-ml extraction")
-    set_data_directory(options.data_dir)
-    conditions(options.fail_if)
-    for name in ("seeds", "examples", "threads", "workers"):
-        given = getattr(options, name)
-        require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
+    options.running.begin(seeds=options.seeds, examples=options.examples)
     require(
         bool(options.queries) and min(options.queries) >= 1, f"--queries must be at least 1; given {options.queries}"
     )
     require(options.price >= 0, f"--price must be at least 0 dollars; given {options.price}")
     task = catalog.task(options.task)
     cells = make_cells(options, catalog, task)
-    results = run(cells, options.out, options.device, options.threads, options.workers)
+    results = options.running.fill(cells)
     rows = pooled(list(zip(cells, results, strict=True)))
-    save_rows(rows, options.out / "rows.jsonl")
+    save_rows(rows, options.running.out / "rows.jsonl")
     found = offers(rows)
     require(bool(found), f"none of these attacks makes a copy of {task}; name knockoff, say, or see secure-ml matrix")
     text = "\n".join([repr(task), "", *fidelity_table(rows, found, options.price)])
-    (options.out / "table.md").write_text(text + "\n")
-    draw_fidelity(found, options.out / "extraction.png", f"copies of {task}")
-    print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
-    print(f"rows, models and plots are in {options.out}", file=sys.stderr)
-    publish("extraction", argv, rows, results, started, options.out)
-    return max(crashed(results), apply(rows, options.fail_if, options.out))
+    draw_fidelity(found, options.running.out / "extraction.png", f"copies of {task}")
+    return options.running.finish("extraction", argv, started, rows, results, text)
 
 
 def make_cells(options: Extract, catalog: Catalog, task: Task) -> list[Cell]:
@@ -121,7 +94,7 @@ def make_cells(options: Extract, catalog: Catalog, task: Task) -> list[Cell]:
     return [
         Cell(task=task, defenses=stack, attack=attack, seed=seed, examples=options.examples)
         for stack in dict.fromkeys(catalog.stack(name) for name in options.defense)
-        for seed in range(options.seed, options.seed + options.seeds)
+        for seed in options.running.seeds(options.seeds)
         for attack in dict.fromkeys(tried)
     ]
 

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tabulate import tabulate
+from tyro.conf import OmitArgPrefixes
 
 from attacks.scrutiny.privacy_checks import PrivacyChecks
-from experiments._catalog import Catalog, parse, set_data_directory
-from experiments._gate import FailIf, apply
+from experiments._catalog import Catalog, parse
+from experiments._options import Running
 from experiments._privacy_plots import Point, draw_privacy
 from experiments._provenance import now
-from experiments._report import publish
 from experiments._roc import draw_rocs
-from experiments._run import crashed, run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
 from secure_ml.defense import stack_name
 from secure_ml.errors import require
 from secure_ml.families.audit import MEASURE, Audit
 from secure_ml.families.membership import FALSE_POSITIVES, Membership
-from secure_ml.gate import conditions
 from secure_ml.report import with_failures
 from secure_ml.roc import Roc, roc
 from secure_ml.rows import Row, cell, findings, pool_rows, save_rows
@@ -54,43 +49,25 @@ class Privacy:
     """Audits: one_run, step_audit, many_run."""
     seeds: int = 2
     """Independent victims of each stack, each with its own split of the data."""
-    seed: int = 0
-    """The first seed."""
     examples: int = 1000
     """Members that are attacked, at most, and as many others."""
     checks: bool = True
     """Whether to check what the numbers are worth."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train and attack."""
-    threads: int = 1
-    """Threads of each worker on the CPU; may change results in the last digits."""
-    workers: int | None = None
-    """Processes; as many as the cores hold threads unless given, 1 on a GPU. Changes no result."""
-    out: Path = Path("runs/privacy")
-    """Folder of the run: cells, models, rows, tables and plots."""
-    data_dir: Path | None = None
-    """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
-    json: bool = False
-    """Print the rows as JSON Lines instead of tables."""
-    fail_if: FailIf = ()
-    """A condition under which the run has failed, exit code 1: 'robust_accuracy@linf:0.1 < 0.6'; may be repeated."""
+    running: OmitArgPrefixes[Running] = Running(out=Path("runs/privacy"))
+    """How the table is filled, and where it is kept."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and plots, print the tables and the checks."""
     started = now()
     options, catalog = parse(Privacy, argv, "secure-ml privacy")
-    set_data_directory(options.data_dir)
-    conditions(options.fail_if)
-    for name in ("seeds", "examples", "threads", "workers"):
-        given = getattr(options, name)
-        require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
+    options.running.begin(seeds=options.seeds, examples=options.examples)
     task = catalog.task(options.task)
     cells = make_cells(options, catalog, task)
-    results = run(cells, options.out, options.device, options.threads, options.workers)
+    results = options.running.fill(cells)
     pairs = list(zip(cells, results, strict=True))
     rows = pooled(pairs, task)
-    save_rows(rows, options.out / "rows.jsonl")
+    save_rows(rows, options.running.out / "rows.jsonl")
     text = "\n".join(
         [
             repr(task),
@@ -102,13 +79,9 @@ def main(argv: Sequence[str]) -> int:
             *findings([row for row in rows if row.unit == "verdict"]),
         ]
     )
-    (options.out / "table.md").write_text(text + "\n")
-    draw_privacy(points(rows), options.out / "privacy.png", f"{task} under differential privacy")
-    draw_rocs(_rocs(pairs), options.out / "roc.png", f"membership in the training data of {task}")
-    print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
-    print(f"rows, models and plots are in {options.out}", file=sys.stderr)
-    publish("privacy", argv, rows, results, started, options.out)
-    return max(crashed(results), apply(rows, options.fail_if, options.out))
+    draw_privacy(points(rows), options.running.out / "privacy.png", f"{task} under differential privacy")
+    draw_rocs(_rocs(pairs), options.running.out / "roc.png", f"membership in the training data of {task}")
+    return options.running.finish("privacy", argv, started, rows, results, text)
 
 
 def make_cells(options: Privacy, catalog: Catalog, task: Task) -> list[Cell]:
@@ -124,7 +97,7 @@ def make_cells(options: Privacy, catalog: Catalog, task: Task) -> list[Cell]:
     return [
         Cell(task=task, defenses=stack, attack=attack, seed=seed, examples=options.examples)
         for stack in dict.fromkeys(catalog.stack(name) for name in options.defense)
-        for seed in range(options.seed, options.seed + options.seeds)
+        for seed in options.running.seeds(options.seeds)
         for attack in dict.fromkeys(tried)
     ]
 

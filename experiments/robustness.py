@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from tabulate import tabulate
+from tyro.conf import OmitArgPrefixes
 
 from attacks.certification.certified import Certified
 from attacks.scrutiny.evasion_checks import EvasionChecks
-from experiments._catalog import Catalog, parse, set_data_directory, threat_of
+from experiments._catalog import Catalog, parse, threat_of
 from experiments._curves import Curve, draw_curves
-from experiments._gate import FailIf, apply
+from experiments._options import Running
 from experiments._provenance import now
-from experiments._report import publish
-from experiments._run import crashed, run
 from secure_ml.attack import Attack, Result
 from secure_ml.cells import Cell
 from secure_ml.defense import stack_name
 from secure_ml.errors import UsageError, require
 from secure_ml.families.evasion import Evasion
-from secure_ml.gate import conditions
 from secure_ml.report import with_failures
 from secure_ml.rows import Row, cell, findings, pool_rows, save_rows
 from secure_ml.stats import clopper_pearson
@@ -62,37 +57,19 @@ class Robustness:
     """Radii, as multiples of the threat's own."""
     seeds: int = 1
     """Independent victims of each stack, each with its own split of the data."""
-    seed: int = 0
-    """The first seed."""
     examples: int = 200
     """Test examples that are attacked, at most."""
     checks: bool = True
     """Whether to check what the numbers are worth."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train and attack."""
-    threads: int = 1
-    """Threads of each worker on the CPU; may change results in the last digits."""
-    workers: int | None = None
-    """Processes; as many as the cores hold threads unless given, 1 on a GPU. Changes no result."""
-    out: Path = Path("runs/robustness")
-    """Folder of the run: cells, models, rows, table and plot."""
-    data_dir: Path | None = None
-    """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
-    json: bool = False
-    """Print the rows as JSON Lines instead of a table."""
-    fail_if: FailIf = ()
-    """A condition under which the run has failed, exit code 1: 'robust_accuracy@linf:0.1 < 0.6'; may be repeated."""
+    running: OmitArgPrefixes[Running] = Running(out=Path("runs/robustness"))
+    """How the table is filled, and where it is kept."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and plot, print the table and the checks."""
     started = now()
     options, catalog = parse(Robustness, argv, "secure-ml robustness")
-    set_data_directory(options.data_dir)
-    conditions(options.fail_if)
-    for name in ("seeds", "examples", "threads", "workers"):
-        given = getattr(options, name)
-        require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
+    options.running.begin(seeds=options.seeds, examples=options.examples)
     require(
         len(options.factors) > 0 and min(options.factors) > 0, f"--factors must be above 0; given {options.factors}"
     )
@@ -101,18 +78,16 @@ def main(argv: Sequence[str]) -> int:
     if threat is None:
         raise UsageError(f"{task.name} declares no threat of its own: give one, --threat 'Linf(0.1)' say")
     cells = make_cells(options, catalog, task, threat)
-    results = run(cells, options.out, options.device, options.threads, options.workers)
+    results = options.running.fill(cells)
     curves = make_curves(cells, results, task, threat, (0.0, *options.factors))
     rows = [row for curve in curves for row in curve.rows]
     checked = [row for c, result in zip(cells, results, strict=True) if _is_check(c) for row in result.rows]
-    save_rows([*rows, *checked], options.out / "rows.jsonl")
+    save_rows([*rows, *checked], options.running.out / "rows.jsonl")
     text = "\n".join([repr(task), *_table(curves, threat, options.factors), *findings(checked)])
-    (options.out / "table.md").write_text(text + "\n")
-    draw_curves(curves, options.out / "robustness.png", f"{task}: {task.score.name} under {type(threat).__name__}")
-    print("\n".join(json.dumps(asdict(row)) for row in (*rows, *checked)) if options.json else text)
-    print(f"rows, models and the plot are in {options.out}", file=sys.stderr)
-    publish("robustness", argv, [*rows, *checked], results, started, options.out)
-    return max(crashed(results), apply([*rows, *checked], options.fail_if, options.out))
+    draw_curves(
+        curves, options.running.out / "robustness.png", f"{task}: {task.score.name} under {type(threat).__name__}"
+    )
+    return options.running.finish("robustness", argv, started, [*rows, *checked], results, text)
 
 
 def make_cells(options: Robustness, catalog: Catalog, task: Task, threat: Threat) -> list[Cell]:
@@ -129,7 +104,7 @@ def make_cells(options: Robustness, catalog: Catalog, task: Task, threat: Threat
         Cell(task=task, defenses=stack, attack=attack, seed=seed, threat=within, examples=options.examples)
         for stack in dict.fromkeys(catalog.stack(name) for name in options.defense)
         for attack, within in tried
-        for seed in range(options.seed, options.seed + options.seeds)
+        for seed in options.running.seeds(options.seeds)
     ]
 
 
