@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import is_dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments._catalog import parse
 from experiments._main import main
+from experiments._options import Running
 
 TINY = ["--task", "digits_mlp(tiny=True)", "--seeds", "2", "--workers", "1"]
 
@@ -175,3 +179,20 @@ def test_the_installed_command() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("secure-ml: no command is called 'nope'")
+
+
+@pytest.mark.parametrize("name", ["robustness", "privacy", "extraction", "encryption"])
+def test_how_a_table_is_filled_is_asked_for_alike(name: str) -> None:
+    """The options that these commands share, by the same words, in whatever group they stand."""
+    script = import_module(f"experiments.{name}")
+    mine = [kind for kind in vars(script).values() if is_dataclass(kind) and kind.__module__ == script.__name__]
+    (command,) = [kind for kind in mine if "running" in kind.__dataclass_fields__]
+    words = "--seed 3 --device cpu --threads 2 --workers 4 --out there --data-dir here --json".split()
+    gates = ["--fail-if", "accuracy < 1", "--fail-if", "x > 2"]
+    asked, _ = parse(command, ["--seeds", "5", *words, *gates], f"secure-ml {name}")
+    said = Running(
+        seed=3, device="cpu", threads=2, workers=4, out=Path("there"), data_dir=Path("here"), json=True,
+        fail_if=("accuracy < 1", "x > 2"),
+    )  # fmt: skip
+    assert (asked.seeds, asked.running) == (5, said)
+    assert parse(command, [], "")[0].running == Running(out=Path("runs") / name)
