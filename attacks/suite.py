@@ -157,13 +157,14 @@ def _asking(facts: Facts) -> Iterator[Way]:
 def _swapping(facts: Facts) -> Iterator[Way]:
     """Replacements by the gradient, of as many texts at a time as there are places in the beam, and by asking."""
     if facts.blind:
-        for queries in (5000, 1000, 300, 100):
+        for queries in (5000, 1000, 300, 100, 30):
             yield _way(facts.costs, 0, queries, TokenSwap(), WordQueries(queries=queries))
         return
     for candidates, beam, again in ((64, 4, 4), (32, 2, 2), (8, 1, 1)):
         looks, swap = 2.0 * (1 + again) * beam, TokenSwap(candidates=candidates, beam=beam, again=again)
-        asking = WordQueries(queries=16 * candidates)
-        yield _way(facts.costs, looks, looks * candidates + asking.queries, swap, asking)
+        asking = [WordQueries(queries=16 * candidates)] if beam > 1 else []
+        asks = sum(attack.queries for attack in asking)
+        yield _way(facts.costs, looks, looks * candidates + asks, swap, *asking)
 
 
 def _extraction(facts: Facts, examples: int) -> Iterator[Rung]:

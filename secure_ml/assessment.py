@@ -91,6 +91,10 @@ class Assessment:
         return "\n".join(parts)
 
 
+PLAIN = {"scrutiny": "checks"}
+"""How a family is called in a table where nothing of it was measured, if not by its own name."""
+
+
 def by_measure(rows: Sequence[Row]) -> str:
     """A table with a row for each measurement and a column for each stack of defenses, then the footnotes."""
     stacks = list(dict.fromkeys(row.defenses for row in rows))
@@ -98,7 +102,7 @@ def by_measure(rows: Sequence[Row]) -> str:
     lines = []
     for measure in dict.fromkeys(row.measure for row in rows):
         same = [[row for row in rows if row.measure == measure and row.defenses == stack] for stack in stacks]
-        lines.append([measure, *(cell(found, notes) for found in same)])
+        lines.append([PLAIN.get(measure, measure), *(cell(found, notes) for found in same)])
     claims = ["; ".join(c.short for c in next(r for r in rows if r.defenses == s).claims) or "-" for s in stacks]
     text = tabulate([*lines, ["claims", *claims]], ["measured", *stacks], tablefmt="github", disable_numparse=True)
     return "\n".join([text, *(f"[{i}] {note}" for i, note in enumerate(notes, 1))])
