@@ -71,8 +71,8 @@ def bootstrap(statistic: Callable[[Floats], float], values: Floats, rounds: int 
 
 def auc(members: Floats, others: Floats) -> float:
     """Area under the ROC curve: the chance that a member scores above a non-member, ties counting half."""
-    ranked = np.sort(others)
-    below, up_to = (np.searchsorted(ranked, members, side) for side in ("left", "right"))
+    ranked, asked = np.sort(others), np.sort(members)  # neighbours are found twice as fast as what lies anywhere
+    below, up_to = (np.searchsorted(ranked, asked, side) for side in ("left", "right"))
     return float((below + up_to).mean() / (2 * len(others)))
 
 
