@@ -2,11 +2,11 @@
 
     python -m benchmarks.matrix
 
-takes ten minutes on two cores and writes ``benchmarks/results/matrix-overhead.json``. Three runs, each a process of
-its own: on two workers, into an empty folder (wall time and processor time); the same call again; and in one process,
-where the processor time inside ``fit``, ``evaluate`` and ``card`` is the work, that of imports is told apart, and the
-rest is the machinery: naming, storing and loading cells and models, rows, progress, tables, plots and the report.
-Processor time is what a busy machine leaves alone; wall time is not, so the load while it ran is recorded.
+takes ten minutes on two cores and writes ``benchmarks/results/matrix-overhead.json``. Runs, each a process of its own:
+on two workers, into an empty folder (wall time and processor time); the same call again, the fastest of three; and in
+one process, where the processor time inside ``fit``, ``evaluate`` and ``card`` is the work, that of imports is told
+apart, and the rest is the machinery: naming, storing and loading cells and models, rows, progress, tables, plots, the
+report. Processor time is what a busy machine leaves alone; wall time is not, so the load while it ran is recorded.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ def main(*phases: str) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     found = {name: value for name, value in known.items() if name in ("run", "again", "overhead")}
     if not phases or "wall" in phases:
-        with tempfile.TemporaryDirectory() as out:
-            found["run"] = _timed([*ARGV, "--workers", "2", "--out", out])
-            found["again"] = _timed([*ARGV, "--workers", "2", "--out", out])
+        with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory() as compiled:
+            found["run"] = _timed([*ARGV, "--workers", "2", "--out", out], compiled)
+            found["again"] = min(
+                (_timed([*ARGV, "--workers", "2", "--out", out], compiled) for _ in range(3)), key=_wall
+            )
     if not phases or "overhead" in phases:
         command = [sys.executable, "-m", "benchmarks.matrix", "inside"]
         found["overhead"] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)  # noqa: S603
@@ -59,11 +61,20 @@ def main(*phases: str) -> None:
     print(json.dumps(found, indent=1))
 
 
-def _timed(argv: list[str]) -> dict[str, Any]:
-    """Wall and processor seconds of one call, workers included, and the load of the machine after it."""
+def _wall(found: dict[str, Any]) -> float:
+    return float(found["wall seconds"])
+
+
+def _timed(argv: list[str], compiled: str) -> dict[str, Any]:
+    """Wall and processor seconds of one call, workers included, and the load of the machine after it.
+
+    Modules are compiled once and kept, as Python does unless it is told not to.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-m", "experiments._main", *argv]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    env = {**kept, "PYTHONPYCACHEPREFIX": compiled}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)  # noqa: S603
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     load = round(os.getloadavg()[1], 1)
