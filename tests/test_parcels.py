@@ -8,6 +8,7 @@ import pytest
 import secure_ml as sm
 from attacks.membership.loss_threshold import LossThreshold
 from secure_ml.cells import Cell, Store, plan, run_cells
+from secure_ml.on_ray import _said
 from secure_ml.parcels import Packer, check_machine, perform_packed, unpack
 from secure_ml.store import machine_of
 from secure_ml.work import Piece
@@ -34,3 +35,14 @@ def test_another_machine_is_refused() -> None:
     other = (*here[:3], "torch 1.0", *here[4:])
     with pytest.raises(sm.UsageError, match=r"a node of the cluster differs .*expected torch 1.0; install the same"):
         check_machine(replace(Store(folder="x"), machine=other))
+
+
+def test_what_a_node_raised_is_told_as_it_said_it() -> None:
+    """Ray wraps it in an account of several lines that begins with where it was."""
+
+    class Wrapped(RuntimeError):
+        cause = sm.UsageError("a node of the cluster differs\nin this")
+
+    assert _said(Wrapped("\x1b[36mray::_do()\x1b[39m (pid=1)")) == "UsageError: a node of the cluster differs"
+    assert _said(RuntimeError("lost\nfor good")) == "RuntimeError: lost"
+    assert _said(RuntimeError()) == "RuntimeError: it says no more"
