@@ -40,9 +40,9 @@ def test_another_machine_is_refused() -> None:
 def test_what_a_node_raised_is_told_as_it_said_it() -> None:
     """Ray wraps it in an account of several lines that begins with where it was."""
 
-    class Wrapped(RuntimeError):
+    class WrappedError(RuntimeError):
         cause = sm.UsageError("a node of the cluster differs\nin this")
 
-    assert _said(Wrapped("\x1b[36mray::_do()\x1b[39m (pid=1)")) == "UsageError: a node of the cluster differs"
+    assert _said(WrappedError("\x1b[36mray::_do()\x1b[39m (pid=1)")) == "UsageError: a node of the cluster differs"
     assert _said(RuntimeError("lost\nfor good")) == "RuntimeError: lost"
     assert _said(RuntimeError()) == "RuntimeError: it says no more"
