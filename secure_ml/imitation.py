@@ -94,13 +94,16 @@ class Imitation:
             recipe=replace(recipe, epochs=epochs or self._epochs(len(data), recipe), patience=None),
         )
 
-    def practice(self, data: Batch, number: int = 0) -> Victim:
-        """A model of the adversary's own on labelled data, served as the victim is, whose every part is known."""
+    def practice(self, data: Batch, number: int = 0, held_out: Batch | None = None) -> Victim:
+        """A model of the adversary's own on labelled data, served as the victim is, whose every part is known.
+
+        What is held out is its validation split, on which some defenses set their thresholds.
+        """
         none = data.take(slice(0, 0))
         task = replace(
             self.task,
             name=f"{self.task.name}_practice",
-            data=lambda _: Splits(data, none, none, none),
+            data=lambda _: Splits(data, none if held_out is None else held_out, none, none),
             recipe=replace(self.task.recipe, epochs=self._epochs(len(data), self.task.recipe), patience=None),
         )
         return fit(task, self.victim.defenses, seed=derive(self.seed, "practice", number), device=self.victim.device)

@@ -25,7 +25,7 @@ from attacks.extraction._generation import Moments, Source, slope
 from attacks.extraction._inverse import Pairs
 from attacks.extraction._learned import Asked, marks, mean_answer
 from attacks.extraction._variation import nudged
-from defenses import RateLimit, ReverseSigmoid
+from defenses import AdaptiveMisinformation, RateLimit, ReverseSigmoid
 from secure_ml.access import BlackBox
 from secure_ml.batch import Batch
 from secure_ml.families.extraction import Extraction
@@ -416,3 +416,13 @@ def test_who_asks_beyond_the_budget_is_stopped() -> None:
     asked.ask(victim.splits.aux.inputs[:8])
     with pytest.raises(sm.BudgetExceeded):
         asked.ask(victim.splits.aux.inputs[:8])
+
+
+def test_defenses_that_set_a_threshold_are_practised_on_what_was_held_out() -> None:
+    task = replace(sm.task("digits_mlp"), recipe=replace(sm.task("digits_mlp").recipe, epochs=2))
+    victim = sm.fit(task, [AdaptiveMisinformation(epochs=1)], seed=0, device="cpu")
+    rows = Recovery(queries=40, practices=1, epochs=2).evaluate(victim, threat=None, seed=0, examples=20).rows
+    assert rows[0].value is not None
+    data = victim.splits.aux.take(slice(0, 20))
+    with pytest.raises(sm.UsageError, match="validation split, of which digits_mlp_practice has none"):
+        Imitation(victim, seed=0).practice(data)

@@ -91,7 +91,8 @@ class Recovery(Learned):
         for number in range(self.practices):
             order = torch.randperm(len(asked), generator=rng)
             mine, others = asked.take(order[: -(-len(asked) // 2)]), asked.take(order[-(-len(asked) // 2) :])
-            practice = train.practice(Batch(mine.inputs, output.decide(_answers(mine))), number)
+            known, held_out = (Batch(half.inputs, output.decide(_answers(half))) for half in (mine, others))
+            practice = train.practice(known, number, held_out)
             looked = join([others.inputs, rest.inputs]) if len(others) + len(rest) else mine.inputs
             served = output.reveal(practice.served.session()(looked), self.reveal)
             pairs.add(served, Plain(practice.module, train.task.chunk)(looked))
