@@ -101,6 +101,8 @@ def test_a_rate_that_stays_ends_in_the_average_of_the_weights() -> None:
     assert not torch.allclose(averaged, weights[-1])
     with pytest.raises(sm.UsageError, match="rate above 0; given 0"):
         Knockoff(rate=0)
+    with pytest.raises(sm.UsageError, match="rate above 0; given inf"):
+        Knockoff(rate=float("inf"))
 
 
 def test_who_is_refused_goes_on_with_less() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,7 +62,10 @@ class Knockoff(Extraction):
     def __post_init__(self) -> None:
         require(self.queries >= 1, f"Knockoff needs a budget of at least 1 query; given {self.queries}")
         require(self.epochs is None or self.epochs >= 1, f"Knockoff needs at least 1 epoch; given {self.epochs}")
-        require(self.rate is None or self.rate > 0, f"Knockoff needs a learning rate above 0; given {self.rate}")
+        require(
+            self.rate is None or 0 < self.rate < math.inf,
+            f"Knockoff needs a finite learning rate above 0; given {self.rate}",
+        )
         require(self.repeats >= 1, f"Knockoff asks about each input at least once; given {self.repeats} repeats")
         require(
             self.repeats <= min((self.queries, *self.budgets)),
