@@ -7,6 +7,7 @@ import re
 import struct
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from attacks import PGD
-from experiments import report
+from experiments import _report, report
 from experiments._provenance import provenance
 from experiments._report import draw, read, write
 from experiments._report._kinds import family, methods
@@ -315,6 +316,30 @@ def test_parquet_says_what_csv_says(tmp_path: Path) -> None:
     theirs = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
     assert [one["value"] for one in theirs] == [one.value for one in rows]
     assert len(list(csv.DictReader(io.StringIO(csv_text(rows))))) == len(theirs)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_tables_that_say_the_same_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    def keep(rows: Sequence[Row], path: Path) -> bool:
+        if installed:
+            path.write_text(str(len(rows)), encoding="utf-8")
+        return installed
+
+    monkeypatch.setattr(_report, "can_write_parquet", lambda: installed)
+    monkeypatch.setattr(_report, "write_parquet", keep)
+    rows = material()
+
+    def stamps(rows: Sequence[Row]) -> dict[str, int]:
+        write(rows, None, tmp_path)
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("rows.*")}
+
+    first = stamps(rows)
+    assert set(first) == ({"rows.csv", "rows.parquet"} if installed else {"rows.csv"})
+    assert stamps(rows) == first
+    (tmp_path / "rows.parquet").write_text("of another time", encoding="utf-8")
+    later = stamps(rows[:-1])
+    assert later["rows.csv"] != first["rows.csv"]
+    assert ("rows.parquet" in later) is installed, "a table that nobody can write again does not stay"
 
 
 def test_scales_agree_with_their_ticks() -> None:

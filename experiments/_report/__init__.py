@@ -11,7 +11,7 @@ from experiments._provenance import provenance
 from experiments._report._files import keep, read
 from experiments._report._material import Run, gather
 from experiments._report._page import page
-from experiments._report._text import csv_text, markdown, model_card, write_parquet
+from experiments._report._text import can_write_parquet, csv_text, markdown, model_card, write_parquet
 from secure_ml.attack import Result
 from secure_ml.rows import Row
 
@@ -59,9 +59,11 @@ def draw(runs: Sequence[Run], out: Path) -> list[Path]:
 def _tables(run: Run, out: Path) -> list[Path]:
     """All rows as CSV and, where it can be written, as Parquet; what says the same already is left as it is."""
     text, plain, packed = csv_text(run.rows), out / "rows.csv", out / "rows.parquet"
-    if plain.is_file() and packed.is_file() and plain.read_text(encoding="utf-8") == text:
-        return [plain, packed]
-    plain.unlink(missing_ok=True)  # until both are written, neither speaks for the other
+    whole = packed.is_file() or not can_write_parquet()
+    if whole and plain.is_file() and plain.read_text(encoding="utf-8") == text:
+        return [path for path in (plain, packed) if path.is_file()]
+    for path in (plain, packed):  # until both are written, neither speaks for the other
+        path.unlink(missing_ok=True)
     written = write_parquet(run.rows, packed)
     plain.write_text(text, encoding="utf-8")
     return [plain, packed] if written else [plain]

@@ -111,9 +111,14 @@ def csv_text(rows: Iterable[Row]) -> str:
     return out.getvalue()
 
 
+def can_write_parquet() -> bool:
+    """Whether pyarrow is installed (``pip install 'secure-ml[parquet]'``)."""
+    return find_spec("pyarrow") is not None
+
+
 def write_parquet(rows: Sequence[Row], path: Path) -> bool:
-    """All rows as Parquet, where pyarrow is installed (``pip install 'secure-ml[parquet]'``); whether it is."""
-    if find_spec("pyarrow") is None:
+    """All rows as Parquet, where pyarrow is installed; whether it is."""
+    if not can_write_parquet():
         return False
     import pyarrow
     import pyarrow.parquet
