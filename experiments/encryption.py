@@ -54,6 +54,8 @@ class Encryption:
     """Rings: 4096, 8192, 16384, 32768."""
     precision: float = 1.0
     """The largest logit error allowed: what is expected to exceed it is not run."""
+    products: int = 1_000_000
+    """The most products of a ciphertext and a weight that a program may need for an input: larger ones are not run."""
     range_penalty: float = 1.0
     """Times the mean square by which inputs of activations leave their span, in training; 0 where it is not wanted."""
     learning_rate_factor: float = 0.2
@@ -74,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the cells, keep rows and plot, print the table and the audit."""
     started = now()
     options, catalog = parse(Encryption, argv, "secure-ml encryption")
-    options.running.begin(seeds=options.seeds, examples=options.examples, spot=options.spot)
+    options.running.begin(seeds=options.seeds, examples=options.examples, spot=options.spot, products=options.products)
     require(len(options.activations) > 0, "--activations needs at least one number: 1 2 3, say")
     cells = make_cells(options, catalog.task(options.task))
     results = options.running.fill(cells)
@@ -97,6 +99,7 @@ def make_cells(options: Encryption, task: Task) -> list[Cell]:
                 activation=activation,
                 mode="simulate",
                 precision=options.precision,
+                products=options.products,
                 range_penalty=options.range_penalty,
                 learning_rate_factor=options.learning_rate_factor,
             )

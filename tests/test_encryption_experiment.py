@@ -53,12 +53,21 @@ def test_networks_get_as_many_activations_as_are_asked_for() -> None:
         (["--activations", "0"], "at least 1 activations"),
         (["--degrees", "1000"], "needs a degree of 4096"),
         (["--spot", "0"], "--spot must be at least 1"),
+        (["--products", "0"], "--products must be at least 1"),
         (["--task", "text_rnn(tiny=True)"], "expected a Sequential"),
     ],
 )
 def test_bad_requests(argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["encryption", "--out", str(tmp_path), *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_larger_programs_than_allowed_are_not_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    few = ["--activations", "1", "--engine", "throughput", "--products", "100", "--out", str(tmp_path)]
+    assert main([*QUICK, *few]) == 0
+    said = capsys.readouterr().out
+    assert "more than the 100 allowed" in said
+    assert "in the clear" in said
 
 
 def test_a_model_that_is_not_trained_for_it_has_no_cost() -> None:
