@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
+from tyro.conf import OmitArgPrefixes
 
 from attacks.reconstruction.attribute_inference import AttributeInference
-from experiments._catalog import Catalog, parse, set_data_directory
-from experiments._run import crashed, run
+from experiments._catalog import Catalog, parse
+from experiments._options import Running
+from experiments._provenance import now
 from secure_ml.attack import Attack, Result
 from secure_ml.batch import Batch, Splits
 from secure_ml.cells import Cell
@@ -52,22 +52,10 @@ class Minimisation:
     """How many numbers of features are tried, from all to one."""
     seeds: int = 3
     """Independent victims at each, each with its own split of the data."""
-    seed: int = 0
-    """The first seed."""
     examples: int = 1000
     """Members that are attacked, at most, and as many others."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train and attack."""
-    threads: int = 1
-    """Threads of each worker on the CPU; may change results in the last digits."""
-    workers: int | None = None
-    """Processes; as many as the cores hold threads unless given, 1 on a GPU. Changes no result."""
-    out: Path = Path("runs/minimisation")
-    """Folder of the run: cells, models, rows, table and plot."""
-    data_dir: Path | None = None
-    """Where data sets lie; SECURE_ML_DATA or ~/.cache/secure_ml unless given."""
-    json: bool = False
-    """Print the rows as JSON Lines instead of a table."""
+    running: OmitArgPrefixes[Running] = Running(out=Path("runs/minimisation"))
+    """How the table is filled, and where it is kept."""
 
 
 @dataclass(frozen=True)
@@ -84,29 +72,24 @@ class Level:
 
 def main(argv: Sequence[str]) -> int:
     """Order the features, run the cells, keep rows and plot, print the table."""
+    started = now()
     options, catalog = parse(Minimisation, argv, "secure-ml minimisation")
-    set_data_directory(options.data_dir)
-    for name in ("seeds", "examples", "threads", "workers", "levels"):
-        given = getattr(options, name)
-        require(given is None or given >= 1, f"--{name} must be at least 1; given {given}")
-    task = catalog.task(options.task)
-    features = features_of(task, options.seed)
-    ranked = rank(task, features, options.order, options.seed)
+    options.running.begin(levels=options.levels, seeds=options.seeds, examples=options.examples)
+    task, seed, out = catalog.task(options.task), options.running.seed, options.running.out
+    features = features_of(task, seed)
+    ranked = rank(task, features, options.order, seed)
     sensitive = options.sensitive or ("sex" if "sex" in features else ranked[0])
     require(sensitive in features, f"{task} has no feature {sensitive!r}; it has {', '.join(features)}")
     cells = make_cells(options, catalog, task, ranked, sensitive)
     groups = [cells[left] for left in cells]
-    results = run([c for group in groups for c in group], options.out, options.device, options.threads, options.workers)
+    results = options.running.fill([c for group in groups for c in group])
     found = make_levels(cells, results, task, sensitive)
     rows = [row for level in found for row in level.rows]
-    save_rows([*(row for result in results for row in result.rows), *rows], options.out / "rows.jsonl")
+    save_rows([*(row for result in results for row in result.rows), *rows], out / "rows.jsonl")
     title = f"{task}, sensitive: {sensitive}; most useful first ({options.order}): {', '.join(ranked)}"
     text = "\n".join([title, "", *_table(found, task)])
-    (options.out / "table.md").write_text(text + "\n")
-    _draw(found, task, options.out / "minimisation.png")
-    print("\n".join(json.dumps(asdict(row)) for row in rows) if options.json else text)
-    print(f"rows, models and the plot are in {options.out}", file=sys.stderr)
-    return crashed(results)
+    _draw(found, task, out / "minimisation.png")
+    return options.running.finish("minimisation", argv, started, rows, results, text)
 
 
 def features_of(task: Task, seed: int) -> dict[str, tuple[int, ...]]:
@@ -175,11 +158,11 @@ def make_cells(
         smaller = _smaller(catalog, options.task, task, [name for name in ranked if name not in left])
         tried: list[Attack | None] = [None, member]
         if sensitive in left:
-            tried.append(AttributeInference(column=_place(task, sensitive, left, options.seed)))
+            tried.append(AttributeInference(column=_place(task, sensitive, left, options.running.seed)))
         cells[left] = [
             Cell(task=smaller, defenses=stack, attack=attack, seed=seed, examples=options.examples)
             for attack in tried
-            for seed in range(options.seed, options.seed + options.seeds)
+            for seed in options.running.seeds(options.seeds)
         ]
     return cells
 

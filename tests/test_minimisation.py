@@ -33,6 +33,7 @@ def test_accuracy_and_leakage_stand_at_every_level(capsys: pytest.CaptureFixture
     ]
     assert "the model does not see the attribute" in text
     assert (tmp_path / "minimisation.png").stat().st_size > 10_000
+    assert "tiny=True" in (tmp_path / "report.html").read_text(encoding="utf-8")
     tasks = {row["task"] for row in rows_of(tmp_path)}
     assert len(tasks) == 3
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/rows.json")}
@@ -40,6 +41,7 @@ def test_accuracy_and_leakage_stand_at_every_level(capsys: pytest.CaptureFixture
     assert main(argv) == 0
     assert capsys.readouterr().out == text
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/rows.json")}
+    assert main([*argv, "--fail-if", "membership_auc < 2"]) == 1
 
 
 def test_people_without_some_columns(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
