@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from attacks.evasion.apgd import APGD
 from attacks.evasion.auto_attack import AutoAttack
+from attacks.evasion.column_queries import ColumnQueries
 from attacks.evasion.hop_skip_jump import HopSkipJump
 from attacks.evasion.nes import NES
 from attacks.evasion.pgd import PGD
@@ -29,6 +30,7 @@ from secure_ml.imitation import Net
 from secure_ml.outside.costs import Costs
 from secure_ml.suite import Facts, Rung, Step, Suite
 from secure_ml.surfaces import Box, Tokens
+from secure_ml.threats import Features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,10 @@ def _asking(facts: Facts) -> Iterator[Way]:
     """Without: scores and labels are asked for; what needs the weights says so in a row of its own."""
     for queries in (5000, 1000, 300, 100):
         few = queries // 4
-        if is_classifier(facts.task):
+        if isinstance(facts.task.threat, Features):
+            columns = ColumnQueries(queries=queries, loss="margin" if is_classifier(facts.task) else "task")
+            yield _way(facts.costs, 0, queries, APGD(), columns)
+        elif is_classifier(facts.task):
             border = HopSkipJump(queries=queries, samples=min(100, few))
             yield _way(facts.costs, 0, 2 * queries, AutoAttack(), Square(queries=queries), border)
         else:

@@ -11,12 +11,13 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from secure_ml.cells import PACKAGES
-from secure_ml.rows import package_version, row_from
+from secure_ml.rows import Row, package_version, row_from
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -24,14 +25,19 @@ RESULTS = Path(__file__).parent / "results"
 def main(run: str, name: str, *command: str) -> None:
     """Write the record."""
     rows = [row_from(json.loads(line)) for line in (Path(run) / "rows.jsonl").read_text().splitlines()]
-    record = {
-        "command": " ".join(command),
+    record = record_of(rows, " ".join(command))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def record_of(rows: Sequence[Row], command: str) -> dict[str, Any]:
+    """What is kept of rows: the pooled ones and the findings, with versions, hardware and what printed them."""
+    return {
+        "command": command,
         "versions": {package: package_version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "hardware": hardware(),
         "rows": [asdict(row) for row in rows if row.pooled or row.unit == "verdict"],
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def hardware() -> dict[str, Any]:

@@ -52,6 +52,7 @@ def draw(name: str) -> str:
             f"{v} {k}" if k in ("cores", "threads", "processes") else str(v) for k, v in about["hardware"].items() if v
         )
         drawn = VIEWS.get(name, _matrix)(record["rows"] if "rows" in record else record["settings"])
+        drawn += _changes(record["effects"]) if "effects" in record else ""
         return f"`{record['command']}` on {where} ({versions}):\n\n{drawn}"
     if name == "not-applicable":
         return tabulate(not_applicable(), ["task", "method", "reason"], tablefmt="github")
@@ -84,6 +85,24 @@ def _matrix(records: list[dict[str, Any]]) -> str:
     rows = [row_from(record) for record in records]
     text = table([row for row in rows if row.unit != "verdict"])
     return text + _in_short([row for row in rows if row.unit == "verdict"])
+
+
+def _changes(effects: list[dict[str, Any]]) -> str:
+    """One line for each difference between stacks: the means, the difference with its interval, what it says."""
+    lines = [
+        {
+            "protection": e["protection"],
+            "against": e["against"],
+            "measure": e["measure"],
+            "by": e["attack"] or "-",
+            "from": "-" if e["before"] is None else f"{e['before']:.3f}",
+            "to": "-" if e["after"] is None else f"{e['after']:.3f}",
+            "change": "-" if e["low"] is None else f"{e['change']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}]",
+            "verdict": e["verdict"],
+        }
+        for e in effects
+    ]
+    return "\n\n" + tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def _in_short(checks: list[Row]) -> str:

@@ -12,7 +12,7 @@ from secure_ml.errors import NotApplicable
 from secure_ml.scores import ClosedLoop
 from secure_ml.surfaces import Box
 from secure_ml.task import Loss, Task
-from secure_ml.threats import Ball
+from secure_ml.threats import Change
 
 
 class Asking:
@@ -22,7 +22,7 @@ class Asking:
     wrongly and then what has the higher loss.
     """
 
-    def __init__(self, access: BlackBox, batch: Batch, threat: Ball, loss: str | Loss = "task") -> None:
+    def __init__(self, access: BlackBox, batch: Batch, threat: Change, loss: str | Loss = "task") -> None:
         self.access, self.batch, self.threat = access, batch, threat
         self.climbed: Loss = objective(access.task, loss) or access.task.loss
         self.tells = loss == "margin" and access.task.score.ceiling < torch.inf

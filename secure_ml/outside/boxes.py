@@ -11,8 +11,9 @@ from secure_ml.errors import UsageError, require
 from secure_ml.families.scrutiny import Finding
 from secure_ml.outside.adapted import Path, Scale
 from secure_ml.outside.change import Bounds, Change, name_of
-from secure_ml.surfaces import Box
-from secure_ml.threats import Linf, Threat
+from secure_ml.outside.columns import Columns
+from secure_ml.surfaces import Box, Table
+from secure_ml.threats import Features, Linf, Threat
 
 BOX, NORMALISATION, CATEGORIES, THREAT = "input box", "normalisation", "categories", "threat"
 NATURAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
@@ -20,11 +21,16 @@ NATURAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 GIVE = "give box=(low, high)"
 
 
-def boxed(path: Path, values: Tensor, box: Bounds | None, found: list[Finding]) -> Change:
-    """The box of numbers ``(B, *shape)``; `UsageError` where they leave one that was given."""
+def boxed(
+    path: Path, values: Tensor, box: Bounds | None, found: list[Finding], columns: Columns | None = None
+) -> Change:
+    """The box of numbers ``(B, *shape)``, or the table of a frame's; `UsageError` where they leave one given."""
     require(
         bool(values.isfinite().all()), f"{name_of(path)} holds NaN or infinite values: fill them in before the model"
     )
+    if columns is not None:
+        require(box is None, "box is for numbers: leave it out for a frame with words or gaps, or encode them before")
+        return _frame(path, values, found, columns)
     low, high = values.min().item(), values.max().item()
     natural = next(((a, b) for a, b in NATURAL if a <= low and high <= b and high - low >= 0.5 * (b - a)), None)
     if box is not None and any(torch.as_tensor(bound).ndim for bound in box):
@@ -87,6 +93,29 @@ def _columns(path: Path, values: Tensor, box: Bounds | None, found: list[Finding
         threat=_radius(surface, values, found),
         scale=Scale((high - low)[None], low[None], path),
         public=() if box else ("the range of each column, read off the data",),
+        raw=False,
+    )
+
+
+def _frame(path: Path, values: Tensor, found: list[Finding], columns: Columns) -> Change:
+    """Numbers brought to [0, 1] column by column, and words that may be replaced by others of their column."""
+    hot = [place for group in columns.groups for place in group]
+    low, high = values.amin(0), values.amax(0)
+    low[hot], high[hot] = 0.0, 1.0
+    text = f"each number is scaled to [0, 1] by its column's observed range; {columns.said}"
+    found.append(Finding(BOX, "WARN", text, "encode columns before the model, and give box= and surfaces="))
+    surface = Table(0.0, 1.0, path, frozen=columns.frozen, groups=columns.groups)
+    threat: Threat = Linf(0.05)
+    said = f"{threat}, which is 1/20 of each number's range"
+    if columns.groups:
+        threat = Features(0.05, flips=1)
+        said = f"{threat}, which is 1/20 of each number's range and one word replaced by another"
+    found.append(Finding(THREAT, "WARN", said, "give threat=sm.Features(radius, flips=...), say"))
+    return Change(
+        surfaces=(surface,),
+        threat=threat,
+        scale=Scale((high - low)[None], low[None], path),
+        public=("the range and the words of each column, read off the data",),
         raw=False,
     )
 

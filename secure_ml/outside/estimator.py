@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secure_ml.batch import Tree, tree_map
 from secure_ml.errors import UsageError, require
+from secure_ml.outside.columns import Columns
 from secure_ml.outside.opaque import Opaque
 
 
@@ -34,6 +35,8 @@ class Estimator(Opaque):
         """The labels in the order of the probabilities; None where values are predicted."""
         self.proba = getattr(model, "predict_proba", None)
         self.names = getattr(model, "feature_names_in_", None)
+        self.columns: Columns | None = None
+        """What rows of numbers stand for, where frames have words or gaps in them."""
         require(
             self.kinds is None or self.kinds.ndim == 1,
             f"{self.what} has several outputs; give one that predicts a single class",
@@ -44,7 +47,9 @@ class Estimator(Opaque):
         if not isinstance(inputs, Tensor):
             raise UsageError(f"{self.what} takes rows (B, d); given {type(inputs).__name__}")
         rows: Any = inputs.numpy()
-        if self.names is not None:
+        if self.columns is not None:
+            rows = self.columns.decode(inputs)
+        elif self.names is not None:
             import pandas as pd  # which is there, or the pipeline would not have been fitted on names
 
             rows = pd.DataFrame(rows, columns=self.names)

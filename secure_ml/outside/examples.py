@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from secure_ml.batch import Batch, Tree, join, leaves, tree_map
 from secure_ml.errors import UsageError, require
 from secure_ml.families.scrutiny import Finding
+from secure_ml.outside.columns import Columns
 from secure_ml.randomness import generator
 
 TARGETS = ("labels", "label", "target", "targets", "y")
@@ -65,9 +66,24 @@ def _whole(inputs: Any, what: str) -> Tree:
     return torch.tensor(array)
 
 
+def as_rows(sources: dict[str, Any]) -> tuple[dict[str, Any], Columns | None]:
+    """Data frames with words or gaps as rows of numbers, and what the columns stand for; all else as it came."""
+    pairs = [data for data in sources.values() if isinstance(data, (tuple, list)) and len(data) == 2]
+    if len(pairs) < len(sources) or not all(_is_frame(frame) for frame, _ in pairs):
+        return sources, None
+    columns = Columns.of([frame for frame, _ in pairs])
+    if columns is None:
+        return sources, None
+    return {name: (columns.encode(frame), target) for name, (frame, target) in sources.items()}, columns
+
+
+def _is_frame(data: Any) -> bool:
+    return type(data).__module__.partition(".")[0] == "pandas" and np.ndim(data) == 2
+
+
 def _odd(inputs: Any, array: np.ndarray) -> str:
     """What there is besides numbers: the columns of a frame by name."""
-    kinds = dict(inputs.dtypes) if type(inputs).__module__.partition(".")[0] == "pandas" and array.ndim == 2 else {}
+    kinds = dict(inputs.dtypes) if _is_frame(inputs) else {}
     odd = [f"{name} ({kind})" for name, kind in kinds.items() if getattr(kind, "kind", "O") not in "biuf"]
     return f"the columns {', '.join(odd[:5])}" if odd else str(array.dtype)
 

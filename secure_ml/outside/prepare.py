@@ -17,7 +17,7 @@ from secure_ml.outside.boxes import THREAT, boxed, normalised
 from secure_ml.outside.change import Bounds, Change, name_of, slots
 from secure_ml.outside.costs import Costs, measure
 from secure_ml.outside.estimator import Estimator
-from secure_ml.outside.examples import as_classes, as_floats, read
+from secure_ml.outside.examples import as_classes, as_floats, as_rows, read
 from secure_ml.outside.kinds import Kind, kind_of, per_example
 from secure_ml.outside.members import divided, plausible
 from secure_ml.outside.models import Model, first_answers, module_of, place_of, placed
@@ -109,6 +109,8 @@ def _parts(given: Given, module: nn.Module, found: list[Finding]) -> dict[str, B
     sources = {name: getattr(given, name) for name in PARTS if getattr(given, name) is not None}
     require("test" in sources, "give test=, examples that the model was not trained on, with their targets")
     blind, place = opaque(module), place_of(module)
+    if isinstance(blind, Estimator) and blind.names is not None:
+        sources, blind.columns = as_rows(sources)
     raw = {name: read(source, name, found, given.seed) for name, source in sources.items()}
     encode = blind.classes if isinstance(blind, Estimator) and blind.kinds is not None else None
     targets, said = as_classes([target for _, target in raw.values()], encode)
@@ -150,7 +152,9 @@ def _change(given: Given, module: nn.Module, inputs: Tree, call: Call, found: li
     elif given.normalize is not None:
         change = normalised(numbers[0], there[numbers[0]], given.box, given.normalize, found)
     else:
-        change = boxed(numbers[0], there[numbers[0]], given.box, found)
+        blind = opaque(module)
+        columns = blind.columns if isinstance(blind, Estimator) else None
+        change = boxed(numbers[0], there[numbers[0]], given.box, found, columns)
     others = [name_of(path) for path in there if not any(path == surface.path for surface in change.surfaces)]
     if others and change.surfaces:
         said = f"{name_of(change.surfaces[0].path)} is what attacks change; {', '.join(others)} stay"
