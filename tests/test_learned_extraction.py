@@ -16,6 +16,7 @@ from attacks import (
     DataFree,
     JacobianAugmentation,
     Knockoff,
+    Laundering,
     Recovery,
     SemiSupervised,
 )
@@ -45,6 +46,7 @@ ALL = [
     SemiSupervised.tiny(),
     DataFree.tiny(),
     Recovery.tiny(),
+    Laundering.tiny(),
     ArtExtraction.tiny(),
 ]
 
@@ -139,6 +141,8 @@ def test_no_meaning_is_told(attack: Extraction, name: str, why: str) -> None:
         (lambda: SemiSupervised(confidence=1.0), "confidence"),
         (lambda: DataFree(width=0.0), "width"),
         (lambda: Recovery(practices=0), "at least 1 model"),
+        (lambda: Laundering(folds=1), "at least 2 folds"),
+        (lambda: Laundering(confidence=1.0), "confidence"),
         (lambda: Knockoff(queries=2, repeats=3), "pay for 3 repeats"),
         (lambda: ArtExtraction(attack="KnockofNets"), "did you mean KnockoffNets"),
         (lambda: ArtExtraction(settings=(("nb_stolen", 3),)), "leave it out"),
