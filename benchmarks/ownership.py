@@ -2,7 +2,7 @@
 
     python -m benchmarks.ownership
 
-takes five minutes on one core and writes ``benchmarks/results/ownership.json``. Thieves ask 250 questions; DAWN marks
+takes six minutes on one core and writes ``benchmarks/results/ownership.json``. Thieves ask 250 questions; DAWN marks
 more than it would in earnest (2 % of all answers), since so few are asked.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import secure_ml as sm
+from attacks.extraction.laundering import Laundering
 from attacks.ownership.dataset_inference import DatasetInference
 from attacks.ownership.fingerprint import Fingerprint
 from attacks.ownership.watermark_test import WatermarkTest
@@ -26,9 +27,13 @@ from secure_ml.stats import over_seeds
 
 SEEDS = (0, 1, 2)
 QUERIES, INDEPENDENTS = 250, 20
+WASHED = Laundering(queries=QUERIES)
+"""The thief who knows that answers may be marked."""
 CASES: tuple[tuple[tuple[sm.Defense, ...], Ownership], ...] = (
     ((DAWN(share=0.02, key=7),), WatermarkTest(queries=QUERIES, independents=INDEPENDENTS)),
+    ((DAWN(share=0.02, key=7),), WatermarkTest(queries=QUERIES, independents=INDEPENDENTS, stealing=WASHED)),
     ((EntangledWatermark(),), WatermarkTest(queries=QUERIES, independents=INDEPENDENTS)),
+    ((EntangledWatermark(),), WatermarkTest(queries=QUERIES, independents=INDEPENDENTS, stealing=WASHED)),
     ((EntangledWatermark(share=0.1, entangle=2.0),), WatermarkTest(queries=QUERIES, independents=INDEPENDENTS)),
     ((), Fingerprint(queries=QUERIES, independents=INDEPENDENTS)),
     ((), DatasetInference(queries=QUERIES, independents=INDEPENDENTS)),
