@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 from tabulate import tabulate
@@ -10,12 +12,24 @@ from experiments.privacy import leak_table, price_table
 from secure_ml.rows import cell, row_from
 
 Records = list[dict[str, Any]]
+BRIEF = 60
+"""Characters of a stack's name that a table holds."""
 
 
 def privacy(records: Records) -> str:
-    """The two tables of ``secure-ml privacy``."""
+    """The two tables of ``secure-ml privacy``; of settings that the command above them names, epsilon alone."""
     rows = [row_from(record) for record in records if record["unit"] != "verdict"]
+    rows = [replace(row, defenses=_brief(row.defenses)) for row in rows]
     return "\n".join([*price_table(rows), "", *leak_table(rows)])
+
+
+def _brief(stack: str) -> str:
+    """A stack's name with epsilon as its only setting, where it is long."""
+
+    def kept(settings: re.Match[str]) -> str:
+        return f"({', '.join(part for part in settings[1].split(', ') if part.startswith('epsilon'))})"
+
+    return stack if len(stack) <= BRIEF else re.sub(r"\(([^()]*)\)", kept, stack)
 
 
 def membership(records: Records) -> str:

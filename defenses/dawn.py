@@ -29,8 +29,9 @@ class DAWN(Watermark):
     agrees with a marked answer with probability ``1 / (K - 1)`` at most, whatever it is, so that the test is exact.
 
     Covers: nothing beforehand; it shows afterwards that somebody was trained on the answers. Does not cover: a thief
-    who drops some answers, asks each question again with noise beyond the grid and takes the majority, or fine-tunes
-    the mark away; the weights, which carry no mark. Honest clients lose ``share`` of their answers.
+    who checks answers against each other before copying them (`Laundering`), drops some, asks each question again
+    with noise beyond the grid and takes the majority, or fine-tunes the mark away; the weights, which carry no
+    mark. Honest clients lose ``share`` of their answers.
 
     Raises `NotApplicable` for fewer than 3 classes and behind encryption, `UsageError` for settings out of range.
     Differs from the paper: the input is rounded to a grid before it is hashed, rather than embedded.
