@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.record import RESULTS, record_of
 from experiments._main import main as secure_ml
-from secure_ml.interactions import BARE, Effect, effects, stacked
+from secure_ml.interactions import BARE, Effect, corrected, effects, stacked
 from secure_ml.rows import Row, row_from
 
 
@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def record(name: str, run: Path) -> None:
     """Write a finished study's record."""
     rows = [row_from(json.loads(line)) for line in (run / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    RESULTS.mkdir(exist_ok=True)
     kept = record_of(rows, f"secure-ml matrix --file {name}") | {"effects": answers(rows, STUDIES[name])}
     (RESULTS / f"study-{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
@@ -70,14 +71,15 @@ def answers(rows: Sequence[Row], study: Study) -> list[dict[str, Any]]:
     asked = [row for row in rows if bears(row.measure)]
     seen = [replace(row, defenses=BARE) for row in asked if row.defenses == study.against]
     others = [row for row in asked if row.defenses not in (study.against, BARE)]
-    found = [_said(effect, study.against) for effect in effects([*seen, *others])]
-    if study.sums:
-        found += [_said(effect, "the sum of its parts") for effect in stacked(asked)]
-    return found
+    single = [(effect, study.against) for effect in effects([*seen, *others])]
+    sums = [(effect, "the sum of its parts") for effect in (stacked(asked) if study.sums else ())]
+    found = [(effect, against) for effect, against in [*single, *sums] if effect.tested]
+    corrections = corrected([effect for effect, _ in found])  # of all of them together
+    return [_said(effect, against) for effect, (_, against) in zip(corrections, found, strict=True)]
 
 
 def bears(measure: str) -> bool:
-    """Whether a measure is one that the studies ask about: the score, the worst case, leakage, and the copy."""
+    """Whether a measure is one that the studies ask about: the score, clean or attacked, leakage, and the copy."""
     return measure.startswith(("accuracy", "membership AUC", "fidelity"))
 
 

@@ -78,6 +78,8 @@ def test_a_frame_with_words_in_it_names_its_columns() -> None:
     x, y = (part.numpy() for part in points(80, 5))
     frame = pandas.DataFrame(x, columns=list("abcd")).assign(kind="small", size="large")
     with pytest.raises(UsageError, match=r"train holds the columns kind \(\w+\), size \(\w+\), which are no numbers"):
+        assess(lambda rows: rows, (frame, y), (frame, y))
+    with pytest.raises(UsageError, match="a scikit-learn LogisticRegression cannot be asked: "):
         assess(LogisticRegression().fit(x, y), (frame, y), (frame, y))
 
 

@@ -44,9 +44,10 @@ def test_projection_onto_l1_ball_and_box_is_the_nearest_point() -> None:
         found = minimize(
             lambda z, x=x, u=u: ((x + z[:6] - z[6:] - u) ** 2).sum(),
             np.zeros(12),
+            jac=lambda z, x=x, u=u: 2 * np.concatenate([x + z[:6] - z[6:] - u, -(x + z[:6] - z[6:] - u)]),
             bounds=[(0, 1 - v) for v in x] + [(0, v) for v in x],
-            constraints={"type": "ineq", "fun": lambda z: 0.8 - z.sum()},
-            options={"ftol": 1e-14, "maxiter": 500},
+            constraints={"type": "ineq", "fun": lambda z: 0.8 - z.sum(), "jac": lambda z: -np.ones_like(z)},
+            options={"ftol": 1e-12, "maxiter": 500},
         )
         assert found.success
         distance = (mine - wanted).square().sum().item()
@@ -105,7 +106,7 @@ def test_channels_share_their_places() -> None:
 
 def test_a_quarter_turn_is_a_quarter_turn() -> None:
     images = torch.rand(2, 1, 6, 6, generator=seeded())
-    members = Spatial(0, degrees=90, shifts=1, rotations=2).members()
+    members = Spatial(1e-6, degrees=90, shifts=1, rotations=2).members()
     turned = [Spatial().apply(sm.Box(), images, member) for member in members]
     expected = [torch.rot90(images, k, (2, 3)) for k in (-1, 1)]
     assert any(torch.allclose(turned[0], e, atol=1e-5) for e in expected)
@@ -171,3 +172,13 @@ def test_a_universal_change_is_the_same_for_all() -> None:
     assert torch.allclose(deltas, deltas[:1].expand_as(deltas), atol=1e-6)
     before, after = (victim.task.loss(access, batch).mean() for batch in (middle, changed))
     assert after > before
+
+
+def test_a_radius_of_0_that_pretends_to_change_something_is_refused() -> None:
+    """Attacks leave out what has a radius of 0: it would look like full robustness."""
+    for make in (lambda: sm.Spatial(0.0, degrees=30.0), lambda: sm.Features(0.0, flips=1)):
+        with pytest.raises(sm.UsageError, match="at a radius of 0 nothing changes"):
+            make()
+    assert sm.Spatial(3.0).within(0.0).members() == []
+    assert sm.Features(0.1, flips=2).within(0.0).flips == 0
+    assert sm.Features(0.1, flips=2).scaled(0.0).flips == 0

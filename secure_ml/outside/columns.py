@@ -14,6 +14,8 @@ from secure_ml.errors import UsageError, require
 
 MOST = 50
 """Distinct values of a column of words that may be replaced by one another; a column of more stays as it is."""
+EXACT = 2**24
+"""Whole numbers up to here are exact in single precision."""
 GAP = object()
 """What stands for a missing word among the values of a column."""
 
@@ -27,8 +29,12 @@ class Column:
     place: int
     values: tuple[Any, ...] = ()
     """The words that occur; none where it holds numbers."""
+    gap: Any = None
+    """What the frame writes where a word is missing."""
     gaps: bool = False
     """Whether numbers are missing: a 0 or 1 behind the number says where."""
+    filled: float = 0.0
+    """What stands in the place of a missing number."""
 
     @property
     def hot(self) -> bool:
@@ -45,40 +51,45 @@ class Column:
         """The columns of a row that it takes."""
         return tuple(range(self.place, self.place + self.width))
 
+    @property
+    def whole(self) -> bool:
+        """Whether it holds whole numbers."""
+        return not self.values and self.dtype.kind in "iu"
+
 
 @dataclass(frozen=True, eq=False)
 class Columns:
     """The columns of a frame as rows ``(B, d)``: numbers, one-hot codes of words, the number of a word of very many.
 
-    A number that is missing is the median of its column, and a 1 behind it says so. Only words and gaps that were seen
-    when it was made are known.
+    A number that is missing is the median of its column, and a 1 behind it says so; truth values, and whole numbers
+    that single precision does not hold, count as words. Only words and gaps that were seen when it was made are known.
+    Whole numbers are rounded on the way back.
     """
 
     columns: tuple[Column, ...]
-    filled: tuple[float, ...]
-    """What stands in the place of a missing number, for each column."""
 
     @classmethod
     def of(cls, frames: Sequence[Any]) -> Columns | None:
-        """The columns of some frames of one form; None where all hold whole numbers and reals, as arrays do.
+        """The columns of some frames; None where all hold whole numbers and reals, as arrays do.
 
         Raises `UsageError` where frames have other columns, or hold what is neither a number nor a word.
         """
         import pandas as pd  # which is there, or nobody could give a frame
 
-        names = [list(frame.columns) for frame in frames]
-        require(
-            all(other == names[0] for other in names),
-            f"the frames have other columns: {sorted(set(map(str, names[0])) ^ set(map(str, names[-1])))[:5]}",
-        )
-        whole = pd.concat(frames, ignore_index=True)
+        names = list(frames[0].columns)
+        for frame in frames:
+            require(frame.columns.is_unique, f"a frame has two columns of one name: {_names(_twice(frame.columns))}")
+            others = set(names) ^ set(frame.columns)
+            require(not others, f"the frames have other columns: {_names(sorted(map(str, others)))}")
+        whole = pd.concat([frame[names] for frame in frames], ignore_index=True)
         made: list[Column] = []
-        for name in names[0]:
+        for name in names:
             place = made[-1].place + made[-1].width if made else 0
-            made.append(_column(whole[name], name, place))
-        if not any(column.values or column.gaps for column in made):
+            made.append(_column(whole[name], frames[0][name].dtype, place))
+        plain = all(isinstance(c.dtype, np.dtype) and c.dtype.kind in "iuf" for c in made)
+        if plain and not any(column.values or column.gaps for column in made):
             return None
-        return cls(tuple(made), tuple(_median(whole[c.name]) if c.gaps else 0.0 for c in made))
+        return cls(tuple(made))
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
@@ -95,25 +106,27 @@ class Columns:
     @property
     def said(self) -> str:
         """What was made of the columns that are no plain numbers."""
+        hot = [column.name for column in self.columns if column.hot]
         many = [column.name for column in self.columns if column.values and not column.hot]
         gaps = [column.name for column in self.columns if column.gaps]
-        parts = [f"one-hot codes of words for {_names(c.name for c in self.columns if c.hot)}"] if self.groups else []
+        blank = any(GAP in column.values for column in self.columns if column.hot)
+        parts = [f"one-hot codes of words{' and of their absence' if blank else ''} for {_names(hot)}"] if hot else []
         parts += [f"one word, or more than {MOST}, in {_names(many)}, which stays"] if many else []
         parts += [f"gaps in {_names(gaps)}, which stay"] if gaps else []
-        return "; ".join(parts)
+        return "; ".join(parts) or "all of them numbers"
 
     def encode(self, frame: Any) -> Tensor:
         """Rows ``(B, d)`` of a frame."""
         parts: list[np.ndarray] = []
-        for column, filled in zip(self.columns, self.filled, strict=True):
+        for column in self.columns:
             given = frame[column.name]
             if column.values:
                 known = {word: place for place, word in enumerate(column.values)}
-                codes = np.array([known[_word(word)] for word in given], dtype=np.int64)
+                codes = np.array([known[word] for word in _words(given)], dtype=np.int64)
                 parts.append(np.eye(len(known), dtype=np.float32)[codes] if column.hot else codes[:, None])
                 continue
-            numbers = given.to_numpy(dtype=np.float64, na_value=np.nan)
-            parts.append(np.where(np.isnan(numbers), filled, numbers)[:, None])
+            numbers = _numbers(given)
+            parts.append(np.where(np.isnan(numbers), column.filled, numbers)[:, None])
             if column.gaps:
                 parts.append(np.isnan(numbers)[:, None])
         return torch.as_tensor(np.concatenate([part.astype(np.float32) for part in parts], 1))
@@ -127,42 +140,59 @@ class Columns:
             if column.values:
                 mine = table[:, list(column.places)]
                 codes = mine.argmax(1) if column.hot else mine[:, 0].round().astype(np.int64)
-                words = [None if word is GAP else word for word in column.values]
-                read[column.name] = pd.Series([words[code] for code in codes], dtype=column.dtype)
+                words = [column.gap if word is GAP else word for word in column.values]
+                said = [words[code] for code in codes.clip(0, len(words) - 1)]
+                read[column.name] = pd.Series(said, dtype=column.dtype)
                 continue
             numbers = table[:, column.place].astype(np.float64)
+            numbers = numbers.round() if column.whole else numbers
             if column.gaps:
                 numbers = np.where(table[:, column.place + 1] > 0.5, np.nan, numbers)
-            read[column.name] = pd.Series(numbers)
+            read[column.name] = pd.Series(numbers).astype(column.dtype)
         return pd.DataFrame(read)
 
 
-def _column(given: Any, name: Any, place: int) -> Column:
-    """What a column holds, of all frames together."""
-    from pandas.api.types import is_numeric_dtype, is_object_dtype, is_string_dtype
+def _column(given: Any, first: Any, place: int) -> Column:
+    """What a column holds, of all frames together, and of the ``first`` of them its dtype."""
+    from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype, is_object_dtype, is_string_dtype
 
-    dtype = given.dtype
-    if is_numeric_dtype(dtype):
-        return Column(name, dtype, place, gaps=bool(given.isna().any()))
-    if not (is_object_dtype(dtype) or is_string_dtype(dtype) or str(dtype) == "category"):
+    name, dtype = given.name, given.dtype
+    counts = is_numeric_dtype(dtype) and not is_bool_dtype(dtype) and not is_complex_dtype(dtype)
+    if counts:
+        numbers = _numbers(given)
+        missing = bool(np.isnan(numbers).any())
+        known = numbers[~np.isnan(numbers)]
+        if dtype.kind not in "iu" or not len(known) or np.abs(known).max() <= EXACT:
+            median = float(np.median(known)) if len(known) else 0.0
+            return Column(name, dtype, place, gaps=missing, filled=median)
+    elif not (is_object_dtype(dtype) or is_string_dtype(dtype) or is_bool_dtype(dtype) or str(dtype) == "category"):
         raise UsageError(f"the column {name} holds {dtype}: give it as numbers, or as words")
-    words = {_word(word): None for word in given}
-    ordered = sorted(words, key=lambda word: (word is GAP, str(type(word)), word if word is not GAP else ""))
-    return Column(name, dtype, place, values=tuple(ordered))
+    try:
+        words = dict.fromkeys(_words(given))
+    except TypeError:
+        raise UsageError(f"the column {name} holds lists or the like: give it as numbers, or as words") from None
+    ordered = sorted(words, key=lambda word: (word is GAP, type(word).__name__, str(word)))
+    if str(first) == "category":  # categories of its own that other frames lack make plain objects of them
+        dtype = first if set(words) - {GAP} <= set(first.categories) else dtype
+    blank = given[given.isna()]
+    return Column(name, dtype, place, values=tuple(ordered), gap=blank.iloc[0] if len(blank) else None)
 
 
-def _word(word: Any) -> Any:
-    """A word, or what stands for one that is missing."""
-    import pandas as pd
-
-    return GAP if pd.isna(word) else word
+def _words(given: Any) -> list[Any]:
+    """The words of a column, and what stands for one that is missing."""
+    return [GAP if gone else word for word, gone in zip(given.tolist(), given.isna().tolist(), strict=True)]
 
 
-def _median(given: Any) -> float:
-    value = float(given.median())
-    return 0.0 if np.isnan(value) else value
+def _numbers(given: Any) -> np.ndarray:
+    """The numbers of a column in double precision, NaN where one is missing."""
+    numbers: np.ndarray = given.to_numpy(dtype=np.float64, na_value=np.nan)
+    return numbers
 
 
-def _names(names: Any) -> str:
+def _twice(names: Any) -> list[str]:
+    return sorted({str(name) for name in names[names.duplicated()]})
+
+
+def _names(names: Sequence[Any]) -> str:
     every = [str(name) for name in names]
     return ", ".join(every[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")

@@ -43,7 +43,10 @@ class Estimator(Opaque):
         )
 
     def answer(self, inputs: Tree) -> Tensor:
-        """Probabilities; without ``predict_proba`` a 1 for the label that is predicted; or values."""
+        """Probabilities; without ``predict_proba`` a 1 for the label that is predicted; or values.
+
+        `UsageError` where the estimator raises, as encoders do about words that they never saw.
+        """
         if not isinstance(inputs, Tensor):
             raise UsageError(f"{self.what} takes rows (B, d); given {type(inputs).__name__}")
         rows: Any = inputs.numpy()
@@ -53,10 +56,12 @@ class Estimator(Opaque):
             import pandas as pd  # which is there, or the pipeline would not have been fitted on names
 
             rows = pd.DataFrame(rows, columns=self.names)
-        if self.proba is not None:
-            return torch.as_tensor(np.asarray(self.proba(rows)), dtype=torch.float32)
-        said = np.asarray(self.model.predict(rows))
-        if self.kinds is None:
+        try:
+            said = np.asarray(self.model.predict(rows) if self.proba is None else self.proba(rows))
+        except Exception as error:  # whatever an estimator of somebody else's raises
+            first = (str(error).splitlines() or [""])[0][:200]
+            raise UsageError(f"{self.what} cannot be asked: {type(error).__name__}: {first}") from error
+        if self.proba is not None or self.kinds is None:
             return torch.as_tensor(said, dtype=torch.float32)
         return torch.as_tensor(said[:, None] == self.kinds, dtype=torch.float32)
 

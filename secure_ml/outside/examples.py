@@ -63,15 +63,23 @@ def _whole(inputs: Any, what: str) -> Tree:
     array = np.asarray(inputs)
     if array.dtype.kind not in "biuf":
         raise UsageError(f"{what} holds {_odd(inputs, array)}, which are no numbers: encode them before the model")
-    return torch.tensor(array)
+    return torch.tensor(np.ascontiguousarray(array))
 
 
-def as_rows(sources: dict[str, Any]) -> tuple[dict[str, Any], Columns | None]:
-    """Data frames with words or gaps as rows of numbers, and what the columns stand for; all else as it came."""
+def as_rows(sources: dict[str, Any], names: Any) -> tuple[dict[str, Any], Columns | None]:
+    """Data frames with words or gaps as rows of numbers, and what the columns stand for; all else as it came.
+
+    Where a model knows its columns by ``names``, frames are put in that order; `UsageError` where one is missing.
+    """
     pairs = [data for data in sources.values() if isinstance(data, (tuple, list)) and len(data) == 2]
     if len(pairs) < len(sources) or not all(_is_frame(frame) for frame, _ in pairs):
         return sources, None
-    columns = Columns.of([frame for frame, _ in pairs])
+    if names is not None:
+        for name, (frame, _) in sources.items():
+            missing = [str(one) for one in names if one not in frame.columns]
+            require(not missing, f"{name} lacks columns that the model was fitted on: {', '.join(missing[:5])}")
+        sources = {name: (frame[list(names)], target) for name, (frame, target) in sources.items()}
+    columns = Columns.of([frame for frame, _ in sources.values()])
     if columns is None:
         return sources, None
     return {name: (columns.encode(frame), target) for name, (frame, target) in sources.items()}, columns

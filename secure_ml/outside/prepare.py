@@ -109,8 +109,8 @@ def _parts(given: Given, module: nn.Module, found: list[Finding]) -> dict[str, B
     sources = {name: getattr(given, name) for name in PARTS if getattr(given, name) is not None}
     require("test" in sources, "give test=, examples that the model was not trained on, with their targets")
     blind, place = opaque(module), place_of(module)
-    if isinstance(blind, Estimator) and blind.names is not None:
-        sources, blind.columns = as_rows(sources)
+    if isinstance(blind, Estimator):
+        sources, blind.columns = as_rows(sources, blind.names)
     raw = {name: read(source, name, found, given.seed) for name, source in sources.items()}
     encode = blind.classes if isinstance(blind, Estimator) and blind.kinds is not None else None
     targets, said = as_classes([target for _, target in raw.values()], encode)

@@ -26,6 +26,10 @@ class Features(Walk):
     def __post_init__(self) -> None:
         require(self.flips >= 0, f"Features needs a number of flips of at least 0; given {self.flips}")
         Linf(self.radius)
+        require(
+            self.radius > 0 or not self.flips,
+            f"at a radius of 0 nothing changes; for categories alone give Features(1e-6, flips={self.flips})",
+        )
 
     def within(self, radius: float) -> Self:
         """Another radius for the numbers; at 0 no category changes either."""

@@ -69,6 +69,10 @@ class Spatial(Transformations):
 
     def __post_init__(self) -> None:
         require(self.radius >= 0 and self.degrees >= 0, f"Spatial needs a radius and degrees >= 0; given {self!r}")
+        require(
+            self.radius > 0 or not self.degrees,
+            f"at a radius of 0 nothing changes; for rotations alone give a tiny one: Spatial(1e-6, {self.degrees:g})",
+        )
         require(self.shifts >= 1 and self.rotations >= 1, f"Spatial needs at least 1 of each; given {self!r}")
 
     def within(self, radius: float) -> Self:
