@@ -249,6 +249,7 @@ VIEWS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "extraction": _extraction_views.copies,
     "extraction-digits_cnn": _extraction_views.curves,
     "extraction-mnist_cnn": _extraction_views.curves,
+    "extraction-curves-mnist_cnn": _extraction_views.curves,
     "obfuscation": _extraction_views.obfuscation,
     "ownership": _extraction_views.ownership,
     "evasion_strength": _flat,

@@ -32,7 +32,7 @@ def draw_privacy(points: Sequence[Point], path: Path, title: str) -> None:
     below.plot(claimed, claimed, "k--", lw=0.8, label="claimed")
     for panel, name in ((price, points[0].score.measure), (below, "epsilon, at least"), (leak, "membership AUC")):
         panel.set(xscale="log", xlabel="epsilon claimed", title=name)
-        panel.set_xticks(claimed, [f"{epsilon:.3g}" for epsilon in claimed])
+        panel.set_xticks(claimed, [f"{epsilon:.2g}" for epsilon in claimed])
         panel.set_xticks([], minor=True)
         panel.grid(alpha=0.3)
         panel.legend(fontsize="x-small")
