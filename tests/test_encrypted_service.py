@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -156,6 +158,26 @@ def test_what_the_client_refuses(
     argv = ["query", service.url, "--input", str(tmp_path / "rows.npy"), "--keys", str(tmp_path / "keys")]
     assert main([*argv, *options]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_logging_of_others_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uvicorn's own settings close every handler there is, and with absl's the stream behind it."""
+    from uvicorn.config import LOGGING_CONFIG
+
+    closed: list[bool] = []
+
+    class Handler(logging.Handler):
+        def close(self) -> None:
+            closed.append(True)
+
+    handler = Handler()
+    monkeypatch.setattr(logging, "_handlerList", [weakref.ref(handler)])  # no other is closed here
+    monkeypatch.setattr(logging, "_handlers", weakref.WeakValueDictionary())
+    front = Front(compiled().contract, Fake(), tmp_path, Limits(), {})  # type: ignore[arg-type]
+    for settings in ({}, {"log_config": LOGGING_CONFIG}):
+        assert not closed
+        bound(front, "127.0.0.1", 0, settings)[1].close()
+    assert closed, "the settings that were left out are those that close handlers"
 
 
 def test_addresses_without_a_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def bound(front: Front, host: str, port: int, settings: Mapping[str, Any] | None
         "proxy_headers": False,
         "server_header": False,
         "access_log": False,
+        "log_config": None,  # uvicorn's would close the handlers that others in this process have set up
         "log_level": logging.WARNING,
         "limit_concurrency": CONNECTIONS * front.limits.waiting,
         "timeout_graceful_shutdown": 5,
