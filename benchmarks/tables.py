@@ -108,6 +108,7 @@ def _changes(effects: list[dict[str, Any]]) -> str:
 def _in_short(checks: list[Row]) -> str:
     """How many checks pass, and the stacks of which the others do not."""
     noted: dict[str, list[str]] = {}
+    checks = [row for row in checks if row.pooled] or checks  # single victims' findings are in the pooled ones
     for row in checks:
         if not row.note.startswith("PASS"):
             name = (
