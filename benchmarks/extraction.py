@@ -70,6 +70,7 @@ LINES = (
         {},
     ),
     Line("MNIST", SHARED, Knockoff(queries=1_000, nudged=True, epochs=500), {1_000: 0.975}),
+    Line("MNIST", SHARED, Knockoff(queries=20_000, nudged=True, epochs=60), {20_000: 0.99}),
     Line("MNIST", SHARED, Knockoff(queries=20_000, nudged=True, epochs=60, rate=0.1), {20_000: 0.99}),
 )
 ART = ("KnockoffNets", "CopycatCNN")

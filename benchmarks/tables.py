@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
 from benchmarks import _encryption_views, _extraction_views, _privacy_views
@@ -27,6 +28,7 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 def main() -> None:
     """Rewrite the documents."""
+    torch.set_num_threads(1)  # many small models are built, where a second thread on a busy machine costs minutes
     for document in DOCUMENTS:
         document.write_text(filled(document.read_text()))
 
