@@ -24,8 +24,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def main() -> None:
     """All four."""
-    curves, made = recorded("robustness-mnist_cnn"), "trained on all of MNIST, 500 test images attacked"
-    draw_curves(curves_of(curves), DOCS / "robustness.png", f"{curves[0].task}, {made}")
+    robust = recorded("robustness-mnist_cnn")
+    draw_curves(curves_of(robust), DOCS / "robustness.png", f"{robust[0].task}, {robust[0].n} test images attacked")
     private = recorded("privacy-mnist_cnn")
     draw_privacy(points(private), DOCS / "privacy.png", f"{private[0].task} under differential privacy")
     copies = recorded("extraction-curves-mnist_cnn")

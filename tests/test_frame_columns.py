@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attacks import APGD, ColumnQueries, Knockoff, LossThreshold
+from attacks import APGD, BoundaryDistance, ColumnQueries, Knockoff, LossThreshold
 from secure_ml.assess import assess
 from secure_ml.errors import UsageError
 from secure_ml.outside.columns import MOST, Columns
@@ -130,6 +130,31 @@ def test_a_pipeline_on_words_gets_its_card() -> None:
     assert "codes of words and of their absence for work, town" in finding(card, "input box").evidence
     chosen = assess(model, None, (frame[300:], sent[300:]), minutes=0.05)
     assert "ColumnQueries" in str(chosen), "the suite knows what to ask a table"
+
+
+def test_encoders_that_refuse_what_they_never_saw_are_not_asked_about_it() -> None:
+    """Codes that are whole numbers, as they are and with gaps, behind an encoder with its default settings."""
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame(
+        {name: rng.choice([0, 3, 7, 50, 90, 100], 300) for name in ("code", "gappy")}
+        | {"flag": rng.integers(0, 2, 300), "w": rng.choice(["a", "b"], 300)}
+    )
+    sure = ((frame["code"] > 20) & (frame["w"] == "a")).to_numpy()
+    frame["gappy"] = frame["gappy"].where(rng.random(300) > 0.2)
+    gappy = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder())
+    first = make_column_transformer((OneHotEncoder(), ["code", "flag", "w"]), (gappy, ["gappy"]))
+    model = make_pipeline(first, RandomForestClassifier(20, random_state=0)).fit(frame, sure)
+    attacks = (ColumnQueries(queries=60), BoundaryDistance(search="noise", queries=20))
+    card = assess(model, (frame[:150], sure[:150]), (frame[150:], sure[150:]), attacks=attacks)
+    assert card.missing == ()
+    assert value(card, "accuracy under Features(0.05, 1)") < 0.9
+    assert "code, gappy, flag whole" in finding(card, "input box").evidence
 
 
 def test_what_is_no_column_is_refused_by_name() -> None:

@@ -35,6 +35,8 @@ class Column:
     """Whether numbers are missing: a 0 or 1 behind the number says where."""
     filled: float = 0.0
     """What stands in the place of a missing number."""
+    seen: np.ndarray | None = None
+    """The numbers that occur, ascending, where all are whole: encoders know no others."""
 
     @property
     def hot(self) -> bool:
@@ -51,11 +53,6 @@ class Column:
         """The columns of a row that it takes."""
         return tuple(range(self.place, self.place + self.width))
 
-    @property
-    def whole(self) -> bool:
-        """Whether it holds whole numbers."""
-        return not self.values and self.dtype.kind in "iu"
-
 
 @dataclass(frozen=True, eq=False)
 class Columns:
@@ -63,7 +60,8 @@ class Columns:
 
     A number that is missing is the median of its column, and a 1 behind it says so; truth values, and whole numbers
     that single precision does not hold, count as words. Only words and gaps that were seen when it was made are known.
-    Whole numbers are rounded on the way back.
+    Of a column of whole numbers, the nearest that was seen is what comes back: it may be a code, and an encoder refuses
+    what it never saw.
     """
 
     columns: tuple[Column, ...]
@@ -113,6 +111,8 @@ class Columns:
         parts = [f"one-hot codes of words{' and of their absence' if blank else ''} for {_names(hot)}"] if hot else []
         parts += [f"one word, or more than {MOST}, in {_names(many)}, which stays"] if many else []
         parts += [f"gaps in {_names(gaps)}, which stay"] if gaps else []
+        whole = [column.name for column in self.columns if column.seen is not None]
+        parts += [f"{_names(whole)} whole, and read as the nearest number that occurs"] if whole else []
         return "; ".join(parts) or "all of them numbers"
 
     def encode(self, frame: Any) -> Tensor:
@@ -145,7 +145,7 @@ class Columns:
                 read[column.name] = pd.Series(said, dtype=column.dtype)
                 continue
             numbers = table[:, column.place].astype(np.float64)
-            numbers = numbers.round() if column.whole else numbers
+            numbers = numbers if column.seen is None else _nearest(numbers, column.seen)
             if column.gaps:
                 numbers = np.where(table[:, column.place + 1] > 0.5, np.nan, numbers)
             read[column.name] = pd.Series(numbers).astype(column.dtype)
@@ -164,7 +164,8 @@ def _column(given: Any, first: Any, place: int) -> Column:
         known = numbers[~np.isnan(numbers)]
         if dtype.kind not in "iu" or not len(known) or np.abs(known).max() <= EXACT:
             median = float(np.median(known)) if len(known) else 0.0
-            return Column(name, dtype, place, gaps=missing, filled=median)
+            seen = np.unique(known) if len(known) and (known == known.round()).all() else None
+            return Column(name, dtype, place, gaps=missing, filled=median, seen=seen)
     elif not (is_object_dtype(dtype) or is_string_dtype(dtype) or is_bool_dtype(dtype) or str(dtype) == "category"):
         raise UsageError(f"the column {name} holds {dtype}: give it as numbers, or as words")
     try:
@@ -187,6 +188,14 @@ def _numbers(given: Any) -> np.ndarray:
     """The numbers of a column in double precision, NaN where one is missing."""
     numbers: np.ndarray = given.to_numpy(dtype=np.float64, na_value=np.nan)
     return numbers
+
+
+def _nearest(numbers: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """For each number the nearest of those that were seen, ascending."""
+    above = np.searchsorted(seen, numbers).clip(0, len(seen) - 1)
+    below = (above - 1).clip(0)
+    nearest: np.ndarray = np.where(numbers - seen[below] < seen[above] - numbers, seen[below], seen[above])
+    return nearest
 
 
 def _twice(names: Any) -> list[str]:
